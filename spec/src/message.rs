@@ -1,0 +1,433 @@
+//! Every message of the native dialect: its kind, its header, who says it to whom.
+//!
+//! A header is a MessagePack array of the struct's fields in order. The table at [`Message`] is
+//! the whole protocol; `protocol.md` says what each side must do.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::{Incarnation, Key, Malformed, PeerId, Result};
+
+/// How a call wants to be treated; bits of [`Call::options`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Options(pub u8);
+
+impl Options {
+    /// Running it twice does no harm: it may be given to another worker when the first one died.
+    pub const IDEMPOTENT: Self = Self(1);
+    /// Wait (until the deadline) for a worker instead of failing at once when there is none.
+    pub const WAIT: Self = Self(2);
+    /// The answer is a stream of messages: [`Chunk`]s, then a [`Reply`] with the final status.
+    pub const STREAM: Self = Self(4);
+    /// Acknowledge with [`Accepted`] as soon as an owner has the call.
+    pub const ACKNOWLEDGE: Self = Self(8);
+
+    /// Whether every bit of `other` is set.
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// A request. The body is the request message's bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Call {
+    /// The same for every resend of this call, and for nothing else.
+    pub key: Key,
+    /// `pkg.Service`, at most [`crate::MAX_NAME_BYTES`].
+    pub service: String,
+    /// `Method`, at most [`crate::MAX_NAME_BYTES`].
+    pub method: String,
+    /// What is left of the caller's patience, milliseconds.
+    pub deadline_ms: u32,
+    /// 0 at first, one more at each resend.
+    pub attempt: u8,
+    /// See [`Options`].
+    pub options: Options,
+}
+
+/// The owner has the call; a resend may wait longer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The call's.
+    pub key: Key,
+}
+
+/// The end of a call. The body is the reply message's bytes, or the status's details (a serialized
+/// `google.rpc.Status`) when the code is not OK.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Reply {
+    /// From a worker: the work's address, untouched. To a client: empty.
+    #[serde(with = "crate::message::bin")]
+    pub address: Bytes,
+    /// The call's.
+    pub key: Key,
+    /// A gRPC status code, 0 to 16.
+    pub code: u8,
+    /// The status message; empty when the code is OK.
+    pub message: String,
+    /// Chunks that came before it: the receiver of a stream checks that it has them all.
+    pub chunks: u32,
+}
+
+/// Part of a stream. The body is a slice, at most 64 KiB, of the byte string
+/// `(length: u32 big-endian, message)*`. An empty body is a beat: it names the highest number
+/// sent so far.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Chunk {
+    /// As in [`Reply`].
+    #[serde(with = "crate::message::bin")]
+    pub address: Bytes,
+    /// The call's.
+    pub key: Key,
+    /// From 1 upwards, one more for each chunk with a body.
+    pub number: u32,
+}
+
+/// The receiver of a stream has room for so many more bytes of chunk bodies.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Credit {
+    /// The call's.
+    pub key: Key,
+    /// To be added to what the sender may send. The first 1 MiB need no message.
+    pub bytes: u32,
+}
+
+/// The caller takes the call back.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Cancel {
+    /// The call's.
+    pub key: Key,
+}
+
+/// A call on its way to the worker that was picked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Work {
+    /// To be sent back with every answer; see [`crate::Address`].
+    #[serde(with = "crate::message::bin")]
+    pub address: Bytes,
+    /// The call's.
+    pub key: Key,
+    /// As in [`Call`].
+    pub service: String,
+    /// As in [`Call`].
+    pub method: String,
+    /// As in [`Call`], less the time it spent so far.
+    pub deadline_ms: u32,
+    /// As in [`Call`]. A worker that denied the key at a higher attempt refuses a lower one.
+    pub attempt: u8,
+    /// As in [`Call`].
+    pub options: Options,
+}
+
+/// The worker has not begun this work and will not: it is above its capacity, draining, or has
+/// denied the key. Safe to send elsewhere.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Busy {
+    /// The work's.
+    #[serde(with = "crate::message::bin")]
+    pub address: Bytes,
+    /// The call's.
+    pub key: Key,
+}
+
+/// A new home asks whether the worker knows a key that was resent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ask {
+    /// The call's.
+    pub key: Key,
+    /// The attempt that the asker would dispatch.
+    pub attempt: u8,
+}
+
+/// What a worker says of a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Knowledge(pub u8);
+
+impl Knowledge {
+    /// Never begun here; work with this key and a lower attempt will be refused from now on.
+    pub const DENIED: Self = Self(0);
+    /// Running or answered here: work with this key joins it and begins nothing.
+    pub const HELD: Self = Self(1);
+}
+
+/// The answer to [`Ask`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// The one that was asked about.
+    pub key: Key,
+    /// See [`Knowledge`].
+    pub knowledge: Knowledge,
+}
+
+/// What a worker serves. Said when it starts, when it changes, and when asked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Register {
+    /// For people: `users-1`. Need not be unique.
+    pub name: String,
+    /// One more at each change; beats repeat it.
+    pub version: u32,
+    /// Work that it takes at once.
+    pub capacity: u32,
+    /// Services by their full name. None: no new work, it drains.
+    pub services: Vec<String>,
+}
+
+/// What one owner's work at a worker looks like from the worker's end.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Held {
+    /// The owner.
+    pub owner: Incarnation,
+    /// The highest assignment number that arrived from it.
+    pub seen: u64,
+    /// The numbers that are not answered yet.
+    pub numbers: Vec<u64>,
+}
+
+/// A worker lives. Every 500 ms.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Of the last [`Register`].
+    pub version: u32,
+    /// What is really in flight, for every owner that sent work lately.
+    pub held: Vec<Held>,
+}
+
+/// A broker does not know this worker (or not this version): please register again.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Enquire {}
+
+/// A worker leaves; it holds nothing any more.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Goodbye {}
+
+/// A broker to a pipe: it lives. Every 500 ms and at every change.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BrokerBeat {
+    /// Whether new requests may be steered to it. Not while it starts or drains.
+    pub ready: bool,
+    /// It leaves now: forget it.
+    pub goodbye: bool,
+}
+
+/// A pipe to a broker: it lives. In answer to every [`BrokerBeat`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PipeBeat {
+    /// This incarnation of the pipe.
+    pub pipe: Incarnation,
+}
+
+/// A pipe to its clients: this broker (the steer) is gone. What waits for an answer is best sent
+/// again now.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BrokerDown {}
+
+/// A pipe to the brokers: the connection of this peer has ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerGone {
+    /// The routing id whose connection ended, native or EZ.
+    #[serde(with = "crate::message::bin")]
+    pub peer: Bytes,
+}
+
+/// A broker to all brokers: it lives. Every 500 ms and at every change.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// For people.
+    pub name: String,
+    /// Whether it takes work.
+    pub ready: bool,
+    /// The number of its last [`Share`].
+    pub sequence: u64,
+    /// It leaves now: its share goes with it.
+    pub goodbye: bool,
+}
+
+/// A broker to all brokers: how many assignments it has at these workers. Absolute, never ±1.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Share {
+    /// From 1 upwards, one more for each share of this epoch. A gap asks for a snapshot.
+    pub sequence: u64,
+    /// Whether it lists every worker at which the broker has assignments: those absent have none.
+    pub snapshot: bool,
+    /// Assignments for each worker.
+    pub counts: Vec<(PeerId, u32)>,
+}
+
+/// A broker to all brokers: `of` is asked to send a snapshot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WantSnapshot {
+    /// Who is asked; [`Incarnation::NONE`]: everybody.
+    pub of: Incarnation,
+}
+
+/// An EZ request, from the in pipe to a broker. The body frames follow.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EzCall {
+    /// The client's routing id at the pipe.
+    #[serde(with = "crate::message::bin")]
+    pub peer: Bytes,
+    /// The client's request id, as it is.
+    #[serde(with = "crate::message::bin")]
+    pub id: Bytes,
+    /// The service's name, as it is.
+    #[serde(with = "crate::message::bin")]
+    pub service: Bytes,
+}
+
+/// The answer to an EZ client, from a broker to the in pipe. The body frames follow.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EzAnswer {
+    /// The client's routing id at the pipe.
+    #[serde(with = "crate::message::bin")]
+    pub peer: Bytes,
+    /// Its request id.
+    #[serde(with = "crate::message::bin")]
+    pub id: Bytes,
+}
+
+/// The beat of an EZ worker, from the worker pipe to every broker.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EzBeat {
+    /// The worker's routing id at the pipe.
+    #[serde(with = "crate::message::bin")]
+    pub peer: Bytes,
+    /// The one service that it serves.
+    #[serde(with = "crate::message::bin")]
+    pub service: Bytes,
+}
+
+/// Work for an EZ worker, from a broker to the worker pipe. The body frames follow.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EzWork {
+    /// The worker's routing id at the pipe.
+    #[serde(with = "crate::message::bin")]
+    pub peer: Bytes,
+    /// What the worker takes for the client's address; see [`crate::Address`].
+    #[serde(with = "crate::message::bin")]
+    pub address: Bytes,
+    /// The client's request id.
+    #[serde(with = "crate::message::bin")]
+    pub id: Bytes,
+}
+
+/// The answer of an EZ worker, from the worker pipe to the owner. The body frames follow.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EzReply {
+    /// The worker's routing id at the pipe.
+    #[serde(with = "crate::message::bin")]
+    pub peer: Bytes,
+    /// The work's address.
+    #[serde(with = "crate::message::bin")]
+    pub address: Bytes,
+    /// The request id.
+    #[serde(with = "crate::message::bin")]
+    pub id: Bytes,
+}
+
+macro_rules! messages {
+    ($($kind:literal $name:ident: $who:literal,)*) => {
+        /// The whole protocol, by kind.
+        ///
+        #[doc = concat!("| kind | message | from → to |\n| --- | --- | --- |\n",
+            $("| `", stringify!($kind), "` | [`", stringify!($name), "`] | ", $who, " |\n",)*)]
+        #[derive(Clone, PartialEq, Eq, Debug)]
+        pub enum Message {
+            $(#[doc = $who] $name($name),)*
+        }
+
+        impl Message {
+            /// The kind byte of the prefix.
+            pub fn kind(&self) -> u8 {
+                match self { $(Self::$name(_) => $kind,)* }
+            }
+
+            /// The message's name, for logs.
+            pub fn name(&self) -> &'static str {
+                match self { $(Self::$name(_) => stringify!($name),)* }
+            }
+
+            /// Appends the MessagePack header.
+            pub(crate) fn encode_header(&self, to: &mut Vec<u8>) {
+                let written = match self { $(Self::$name(header) => rmp_serde::encode::write(to, header),)* };
+                // A Vec takes every write, and the headers hold nothing that MessagePack lacks.
+                debug_assert!(written.is_ok());
+            }
+
+            /// Reads the MessagePack header of a message of this kind.
+            pub(crate) fn decode_header(kind: u8, from: &[u8]) -> Result<Self> {
+                match kind {
+                    $($kind => rmp_serde::from_slice(from).map(Self::$name)
+                        .map_err(|error| Malformed::Header { message: stringify!($name), reason: error.to_string() }),)*
+                    other => Err(Malformed::Kind(other)),
+                }
+            }
+        }
+
+        $(impl From<$name> for Message {
+            fn from(header: $name) -> Self { Self::$name(header) }
+        })*
+    };
+}
+
+messages! {
+    0x01 Call: "client → broker (home)",
+    0x02 Cancel: "client → broker, broker → worker",
+    0x03 Credit: "client → broker (owner), broker → worker",
+    0x04 Accepted: "broker → client",
+    0x05 Reply: "worker → broker (owner), broker → client",
+    0x06 Chunk: "worker → broker (owner), broker → client",
+    0x07 BrokerDown: "in pipe → client",
+    0x11 Work: "broker → worker",
+    0x12 Busy: "worker → broker (owner)",
+    0x13 Ask: "broker → worker",
+    0x14 Answer: "worker → broker (owner)",
+    0x15 Register: "worker → every broker",
+    0x16 Heartbeat: "worker → every broker",
+    0x17 Goodbye: "worker → every broker",
+    0x18 Enquire: "broker → worker",
+    0x21 BrokerBeat: "broker → pipe",
+    0x22 PipeBeat: "pipe → broker",
+    0x23 PeerGone: "pipe → every broker",
+    0x31 Hello: "broker → every broker",
+    0x32 Share: "broker → every broker",
+    0x33 WantSnapshot: "broker → every broker",
+    0x41 EzCall: "in pipe → broker (home)",
+    0x42 EzAnswer: "broker → in pipe",
+    0x43 EzBeat: "worker pipe → every broker",
+    0x44 EzWork: "broker → worker pipe",
+    0x45 EzReply: "worker pipe → broker (owner)",
+}
+
+/// `Bytes` as MessagePack `bin`.
+pub(crate) mod bin {
+    use std::fmt;
+
+    use bytes::Bytes;
+    use serde::{Deserializer, Serializer, de};
+
+    pub(crate) fn serialize<S: Serializer>(bytes: &Bytes, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Bytes, D::Error> {
+        struct Bin;
+        impl de::Visitor<'_> for Bin {
+            type Value = Bytes;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes::copy_from_slice(bytes))
+            }
+        }
+        from.deserialize_bytes(Bin)
+    }
+}
