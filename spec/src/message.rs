@@ -46,8 +46,11 @@ pub struct Call {
     pub method: String,
     /// What is left of the caller's patience, milliseconds.
     pub deadline_ms: u32,
-    /// 0 at first, one more at each resend.
+    /// 0 at first. One more at a resend after which nobody can know whether the last one arrived;
+    /// the same again after a bounce.
     pub attempt: u8,
+    /// Since attempt 0 was sent, milliseconds: how long ago the call may have begun at the earliest.
+    pub age_ms: u32,
     /// See [`Options`].
     pub options: Options,
 }
