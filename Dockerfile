@@ -16,7 +16,8 @@ FROM ${BASE} AS runtime
 RUN apt-get update \
  && apt-get install -y --no-install-recommends libzmq5 ca-certificates \
  && rm -rf /var/lib/apt/lists/* \
- && useradd --system --create-home --home-dir /data zex
+ && useradd --system --home-dir /data zex \
+ && install --directory --owner zex /data
 # /data belongs to zex, and so does a fresh volume that is mounted there.
 USER zex
 WORKDIR /data
