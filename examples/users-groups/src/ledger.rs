@@ -98,7 +98,11 @@ impl Ledger {
             .write(line.as_bytes())
             .map_err(|source| io_error(&self.path, "append to it", source))?;
         if written < line.len() {
-            return Err(io_error(&self.path, "append a whole line", io::ErrorKind::StorageFull.into()));
+            return Err(io_error(
+                &self.path,
+                "append a whole line",
+                io::ErrorKind::StorageFull.into(),
+            ));
         }
         Ok(())
     }
@@ -112,13 +116,12 @@ impl Ledger {
         let mut line = String::new();
         for number in 1.. {
             line.clear();
-            lines
-                .read_line(&mut line)
-                .map_err(|source| io_error(path, "read it", source))?;
+            lines.read_line(&mut line).map_err(|source| io_error(path, "read it", source))?;
             // Nothing is the end of the file; a line without its end is still being written.
             let Some(whole) = line.strip_suffix('\n') else { break };
-            let (user_id, group, process) = parse(whole)
-                .map_err(|what| LedgerError::Malformed { path: path.to_owned(), line: number, what })?;
+            let (user_id, group, process) = parse(whole).map_err(|what| {
+                LedgerError::Malformed { path: path.to_owned(), line: number, what }
+            })?;
             account.note(user_id, group, process);
         }
         Ok(account)
@@ -206,7 +209,10 @@ mod tests {
 
         let account = Ledger::read(&path).unwrap();
         assert_eq!((account.calls, account.repeats), (4, 1));
-        assert_eq!(account.calls_by, BTreeMap::from([("groups-1".into(), 1), ("groups-2".into(), 3)]));
+        assert_eq!(
+            account.calls_by,
+            BTreeMap::from([("groups-1".into(), 1), ("groups-2".into(), 3)])
+        );
         assert_eq!(account.groups_of[&1], BTreeSet::from(["adults".into(), "minors".into()]));
         assert_eq!(account.sizes(), BTreeMap::from([("adults", 2), ("minors", 1)]));
     }

@@ -7,8 +7,22 @@
 use crate::pb::User;
 
 const FIRST_NAMES: [&str; 16] = [
-    "Ada", "Alan", "Barbara", "Claude", "Donald", "Edsger", "Frances", "Grace", "Hedy", "John",
-    "Katherine", "Leslie", "Margaret", "Niklaus", "Radia", "Tony",
+    "Ada",
+    "Alan",
+    "Barbara",
+    "Claude",
+    "Donald",
+    "Edsger",
+    "Frances",
+    "Grace",
+    "Hedy",
+    "John",
+    "Katherine",
+    "Leslie",
+    "Margaret",
+    "Niklaus",
+    "Radia",
+    "Tony",
 ];
 const LAST_NAMES: [&str; 16] = [
     "Allen", "Backus", "Dijkstra", "Hamilton", "Hoare", "Hopper", "Johnson", "Knuth", "Lamarr",
@@ -94,7 +108,7 @@ mod tests {
         let known = user(1, 1);
         assert_eq!((known.id, known.email.as_str()), (1, KNOWN_EMAIL));
     }
-    const KNOWN_EMAIL: &str = "FILL";
+    const KNOWN_EMAIL: &str = "alan.johnson.1@example.com";
 
     #[test]
     fn every_group_gets_its_share() {

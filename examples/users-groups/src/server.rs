@@ -43,7 +43,9 @@ pub enum ServeError {
     #[error("serving: {0}")]
     Task(#[from] tokio::task::JoinError),
     /// Calls were still under way when the wait for them ended.
-    #[error("calls were still under way {GRACE_S} s after the stop and are not waited for any longer")]
+    #[error(
+        "calls were still under way {GRACE_S} s after the stop and are not waited for any longer"
+    )]
     CutOff,
 }
 
@@ -69,11 +71,7 @@ pub fn serve_groups(listener: TcpListener, options: GroupsOptions) -> Result<Ser
     serve(listener, "example.v1.Groups", service)
 }
 
-fn serve<S>(
-    listener: TcpListener,
-    name: &'static str,
-    service: S,
-) -> Result<Server, ServeError>
+fn serve<S>(listener: TcpListener, name: &'static str, service: S) -> Result<Server, ServeError>
 where
     S: tonic::codegen::Service<
             tonic::codegen::http::Request<tonic::body::Body>,

@@ -1,12 +1,14 @@
 //! Real clients against the real servers over loopback, and the two programs as processes.
 
+#![allow(clippy::unwrap_used)] // All of this file is tests.
+
+use futures_util::future::join_all;
 use std::{
-    io::{BufRead, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
-use tokio::net::TcpListener;
+use tokio::{io::AsyncBufReadExt as _, net::TcpListener};
 use tokio_stream::StreamExt as _;
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{
@@ -132,17 +134,23 @@ async fn adds_wait_side_by_side_and_a_stop_lets_them_finish() {
     let dir = tempfile::tempdir().unwrap();
     let ledger = dir.path().join("ledger");
     let server = groups(&ledger, "groups-1", DELAY).await;
-    let client = GroupsClient::new(channel(&server.url()).await);
+    let channel = channel(&server.url()).await;
     let begun = Instant::now();
-    let mut adds = tokio::task::JoinSet::new();
-    for user_id in 1..=20 {
-        let mut client = client.clone();
-        adds.spawn(async move { client.add(AddToGroup { user_id, group: "g".into() }).await });
-    }
-    // The stop comes when the calls are there: health answers on the same connection after them.
-    tokio::time::sleep(DELAY / 3).await;
-    server.stop().await.unwrap();
-    assert!(adds.join_all().await.iter().all(Result::is_ok));
+    let adds = (1..=20).map(|user_id| {
+        let mut client = GroupsClient::new(channel.clone());
+        async move { client.add(AddToGroup { user_id, group: "g".into() }).await }
+    });
+    // The check goes out after the adds on the same connection: when it is answered, the adds
+    // have begun, and the stop finds them under way.
+    let stop = async {
+        HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await.unwrap();
+        let stopping = begun.elapsed();
+        server.stop().await.unwrap();
+        stopping
+    };
+    let (adds, stopping) = tokio::join!(biased; join_all(adds), stop);
+    assert!(stopping < DELAY, "the stop came after {stopping:?}, too late to show anything");
+    assert!(adds.iter().all(Result::is_ok));
     let took = begun.elapsed();
     assert!(took >= DELAY && took < DELAY * 5, "20 adds of {DELAY:?} side by side took {took:?}");
     assert_eq!(Ledger::read(&ledger).unwrap().calls, 20);
@@ -167,38 +175,29 @@ async fn health_follows_set_serving_and_the_stop() {
 
 /// A program of this crate as a process. Killed when dropped, should a test end early.
 struct Program {
-    child: Child,
+    child: tokio::process::Child,
     url: String,
 }
 
 impl Program {
-    fn start(path: &str, arguments: &[&str]) -> Self {
-        let mut child =
-            Command::new(path).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    async fn start(path: &str, arguments: &[&str]) -> Self {
+        let mut child = tokio::process::Command::new(path)
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
         let mut url = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
+        let mut stdout = tokio::io::BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut url).await.unwrap();
         Self { child, url: url.trim().to_owned() }
     }
 
-    fn terminate(mut self) -> bool {
-        let pid = self.child.id().to_string();
+    async fn terminate(mut self) -> bool {
+        let pid = self.child.id().unwrap().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        let deadline = Instant::now() + Duration::from_secs(PATIENCE_S);
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.success();
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        panic!("process {pid} did not end in {PATIENCE_S} s after SIGTERM");
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // Ended already, in the good case.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let ended = tokio::time::timeout(Duration::from_secs(PATIENCE_S), self.child.wait());
+        ended.await.expect("the program did not end after SIGTERM").unwrap().success()
     }
 }
 
@@ -207,12 +206,13 @@ async fn the_programs_say_where_they_listen_share_a_ledger_and_stop_on_sigterm()
     let dir = tempfile::tempdir().unwrap();
     let ledger = dir.path().join("ledger");
     let path = ledger.to_str().unwrap();
-    let users = Program::start(env!("CARGO_BIN_EXE_users"), &["--count", "40", "--seed", "5"]);
-    let groups: Vec<_> = ["one", "two"]
-        .map(|name| {
-            Program::start(env!("CARGO_BIN_EXE_groups"), &["--ledger", path, "--name", name])
-        })
-        .into();
+    let users =
+        Program::start(env!("CARGO_BIN_EXE_users"), &["--count", "40", "--seed", "5"]).await;
+    let mut groups = Vec::new();
+    for name in ["one", "two"] {
+        let arguments = ["--ledger", path, "--name", name];
+        groups.push(Program::start(env!("CARGO_BIN_EXE_groups"), &arguments).await);
+    }
     let mut clients = Vec::new();
     for program in &groups {
         clients.push(GroupsClient::new(channel(&program.url).await));
@@ -232,8 +232,10 @@ async fn the_programs_say_where_they_listen_share_a_ledger_and_stop_on_sigterm()
     let verdict = Verdict::of(UsersOptions { count: 40, seed: 5 }, account.groups_of);
     assert!(verdict.is_right(), "{verdict}");
     drop(clients);
-    assert!(users.terminate());
-    assert!(groups.into_iter().all(Program::terminate));
+    assert!(users.terminate().await);
+    for program in groups {
+        assert!(program.terminate().await);
+    }
 }
 
 #[test]
@@ -244,8 +246,7 @@ fn a_program_that_cannot_run_says_why_in_one_line() {
         (["--port", &port, "--ledger", "/dev/null"], format!("127.0.0.1:{port}: ")),
         (["--port", "0", "--ledger", "/nowhere/l"], "ledger /nowhere/l: cannot open it".into()),
     ] {
-        let run =
-            Command::new(env!("CARGO_BIN_EXE_groups")).args(arguments).output().unwrap();
+        let run = Command::new(env!("CARGO_BIN_EXE_groups")).args(arguments).output().unwrap();
         let said = String::from_utf8(run.stderr).unwrap();
         assert!(!run.status.success());
         assert!(said.starts_with("groups: ") && said.contains(&says), "{said}");
