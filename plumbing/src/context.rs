@@ -1,0 +1,217 @@
+//! The sockets of the mesh, one function for each role, every option with its reason.
+//!
+//! ```text
+//!  client ─ dealer_for_client ─▶ router_for_peers [in pipe] router_for_brokers ◀─ dealer_for_broker ─ broker
+//!  worker ─ dealer_for_worker ─▶ router_for_peers [worker pipe] router_for_brokers ◀─ dealer_for_broker ─┤
+//!                                router_for_brokers [state pipe] publisher ◀───────── subscriber ────────┘
+//! ```
+
+use zex_spec::{
+    BEAT_INTERVAL_MS, BEATS_MISSED, BrokerId, MAX_BODY_BYTES, MAX_HEADER_BYTES, PeerId,
+};
+
+use crate::{Error, Socket};
+
+/// Messages that may wait in each direction for one client or worker. libzmq counts messages, not
+/// bytes, and at both ends: enough for a burst, little enough that one peer which does not read
+/// stays small (a thousand replies of 1 KiB are 1 MiB).
+const PEER_QUEUE_MESSAGES: i32 = 1_000;
+/// Messages that may wait in each direction between a pipe and a broker: the traffic of all peers
+/// meets here. A tenth of a second at a hundred thousand messages a second.
+const BROKER_QUEUE_MESSAGES: i32 = 10_000;
+/// Largest frame, bytes: libzmq drops the connection of who sends a larger one, before it
+/// allocates. The default is without limit. A first frame has prefix, header and up to 8 KiB; any
+/// other at most a body.
+const MAX_FRAME_BYTES: i64 = (MAX_BODY_BYTES + MAX_HEADER_BYTES) as i64;
+/// How long a closed socket goes on sending what it still has, milliseconds: a goodbye gets out,
+/// and a process ends although its peer is gone. The default is for ever.
+const LINGER_MS: i32 = 500;
+/// How often ZMTP pings, milliseconds. libzmq's own thread answers, so a busy peer is not a dead
+/// one.
+const PING_INTERVAL_MS: i32 = BEAT_INTERVAL_MS as i32;
+/// Silence after which ZMTP closes a connection, milliseconds. Without pings a connection that was
+/// cut in its middle (a pulled cable, a frozen machine) stays open for hours.
+const PING_TIMEOUT_MS: i32 = (BEAT_INTERVAL_MS * BEATS_MISSED) as i32;
+/// First pause before connecting again, milliseconds: a pipe that restarts has its peers back soon.
+const RECONNECT_MS: i32 = 50;
+/// Longest pause, milliseconds: ten thousand peers that wait for a dead pipe must not keep a
+/// machine busy, and none should come back later than a second after it does.
+const RECONNECT_MAX_MS: i32 = 1_000;
+/// How long an attempt to connect may take, milliseconds; the system's own limit is minutes.
+const CONNECT_TIMEOUT_MS: i32 = 3_000;
+/// How long the ZMTP handshake may take, milliseconds: who connects and says nothing is cut off.
+const HANDSHAKE_MS: i32 = 5_000;
+/// Connections that may wait to be accepted: every peer of a pipe comes at once when it restarts.
+/// The system may allow fewer (net.core.somaxconn).
+const BACKLOG: i32 = 4_096;
+/// TCP keepalive after so many idle seconds: for what stands between (address translation), and
+/// for peers whose ZMTP is too old for pings.
+const KEEPALIVE_IDLE_S: i32 = 30;
+
+/// Makes sockets. Clones share libzmq's threads; one for each process is enough.
+#[derive(Clone, Default)]
+pub struct Context {
+    inner: zmq::Context,
+}
+
+/// Which queues a socket gets.
+#[derive(Clone, Copy)]
+enum Towards {
+    Peers,
+    Brokers,
+}
+
+impl Context {
+    /// A context of its own, with its own threads.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether this libzmq can encrypt.
+    pub fn has_curve() -> bool {
+        zmq::has("curve") == Some(true)
+    }
+
+    /// A ROUTER for clients or workers.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] if the endpoint is taken or malformed.
+    pub fn router_for_peers(&self, endpoint: &str) -> Result<Socket, Error> {
+        self.router(endpoint, Towards::Peers)
+    }
+
+    /// A ROUTER for the brokers' DEALERs.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] if the endpoint is taken or malformed.
+    pub fn router_for_brokers(&self, endpoint: &str) -> Result<Socket, Error> {
+        self.router(endpoint, Towards::Brokers)
+    }
+
+    /// The PUB of a state pipe.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] if the endpoint is taken or malformed.
+    pub fn publisher(&self, endpoint: &str) -> Result<Socket, Error> {
+        let socket = self.socket(zmq::PUB, Towards::Brokers)?;
+        bind(socket, endpoint)
+    }
+
+    /// A broker's SUB, which hears everything that a state pipe publishes.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] if the endpoint is malformed.
+    pub fn subscriber(&self, endpoint: &str) -> Result<Socket, Error> {
+        let socket = self.socket(zmq::SUB, Towards::Brokers)?;
+        // The empty prefix: every message.
+        socket.set_subscribe(b"").map_err(option("subscribe"))?;
+        connect(socket, endpoint)
+    }
+
+    /// A client's DEALER towards one in pipe.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] if the endpoint is malformed.
+    pub fn dealer_for_client(&self, id: PeerId, endpoint: &str) -> Result<Socket, Error> {
+        self.dealer(Some(&id.0), endpoint, Towards::Peers)
+    }
+
+    /// A worker's DEALER towards one worker pipe.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] if the endpoint is malformed.
+    pub fn dealer_for_worker(&self, id: PeerId, endpoint: &str) -> Result<Socket, Error> {
+        self.dealer(Some(&id.0), endpoint, Towards::Peers)
+    }
+
+    /// A broker's DEALER towards one pipe of any kind.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] if the endpoint is malformed.
+    pub fn dealer_for_broker(&self, id: BrokerId, endpoint: &str) -> Result<Socket, Error> {
+        self.dealer(Some(&id.0.to_be_bytes()), endpoint, Towards::Brokers)
+    }
+
+    /// A DEALER of the old dialect. Without a routing id the pipe makes one up.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] if the endpoint is malformed.
+    pub fn dealer_for_ez(&self, id: Option<&[u8]>, endpoint: &str) -> Result<Socket, Error> {
+        self.dealer(id, endpoint, Towards::Peers)
+    }
+
+    fn router(&self, endpoint: &str, towards: Towards) -> Result<Socket, Error> {
+        let socket = self.socket(zmq::ROUTER, towards)?;
+        // Without it a message for a peer that is gone or full is thrown away and called sent.
+        socket.set_router_mandatory(true).map_err(option("ROUTER_MANDATORY"))?;
+        // A peer that connects again before its old connection is noticed to be dead takes its
+        // name with it; without this the new connection is mute.
+        socket.set_router_handover(true).map_err(option("ROUTER_HANDOVER"))?;
+        bind(socket, endpoint)
+    }
+
+    fn dealer(&self, id: Option<&[u8]>, endpoint: &str, to: Towards) -> Result<Socket, Error> {
+        let socket = self.socket(zmq::DEALER, to)?;
+        if let Some(id) = id {
+            socket.set_identity(id).map_err(option("set the routing id"))?;
+        }
+        // Queue only where somebody is connected: else messages gather for a pipe that is not
+        // there and come out, long stale, when it is; and the sender does not notice.
+        socket.set_immediate(true).map_err(option("IMMEDIATE"))?;
+        connect(socket, endpoint)
+    }
+
+    /// What every socket has.
+    fn socket(&self, kind: zmq::SocketType, towards: Towards) -> Result<zmq::Socket, Error> {
+        let socket = self.inner.socket(kind).map_err(option("make a socket"))?;
+        let queue = match towards {
+            Towards::Peers => PEER_QUEUE_MESSAGES,
+            Towards::Brokers => BROKER_QUEUE_MESSAGES,
+        };
+        let set = || {
+            socket.set_sndhwm(queue)?;
+            socket.set_rcvhwm(queue)?;
+            socket.set_maxmsgsize(MAX_FRAME_BYTES)?;
+            socket.set_linger(LINGER_MS)?;
+            socket.set_heartbeat_ivl(PING_INTERVAL_MS)?;
+            socket.set_heartbeat_timeout(PING_TIMEOUT_MS)?;
+            // What we tell the other end to wait for our pings, should it have no timeout itself.
+            socket.set_heartbeat_ttl(PING_TIMEOUT_MS)?;
+            socket.set_reconnect_ivl(RECONNECT_MS)?;
+            socket.set_reconnect_ivl_max(RECONNECT_MAX_MS)?;
+            socket.set_connect_timeout(CONNECT_TIMEOUT_MS)?;
+            socket.set_handshake_ivl(HANDSHAKE_MS)?;
+            socket.set_backlog(BACKLOG)?;
+            socket.set_tcp_keepalive(1)?;
+            socket.set_tcp_keepalive_idle(KEEPALIVE_IDLE_S)
+        };
+        set().map_err(option("set an option"))?;
+        Ok(socket)
+    }
+}
+
+fn option(what: &'static str) -> impl Fn(zmq::Error) -> Error {
+    move |error| Error::Library { what, reason: error.to_string() }
+}
+
+fn bind(socket: zmq::Socket, endpoint: &str) -> Result<Socket, Error> {
+    let failed = |reason: String| Error::Bind { endpoint: endpoint.to_owned(), reason };
+    no_nul(endpoint).map_err(failed)?;
+    socket.bind(endpoint).map_err(|error| failed(error.to_string()))?;
+    // For port 0: which one it became.
+    let bound = socket.get_last_endpoint().map_err(option("name the endpoint"))?;
+    let bound = bound.map_err(|_| failed("its name is not UTF-8".to_owned()))?;
+    Ok(Socket::new(socket, bound))
+}
+
+fn connect(socket: zmq::Socket, endpoint: &str) -> Result<Socket, Error> {
+    let failed = |reason: String| Error::Connect { endpoint: endpoint.to_owned(), reason };
+    no_nul(endpoint).map_err(failed)?;
+    socket.connect(endpoint).map_err(|error| failed(error.to_string()))?;
+    Ok(Socket::new(socket, endpoint.to_owned()))
+}
+
+/// The crate `zmq` panics on an endpoint with a zero byte.
+fn no_nul(endpoint: &str) -> Result<(), String> {
+    if endpoint.contains('\0') { Err("it contains a zero byte".to_owned()) } else { Ok(()) }
+}

@@ -1,0 +1,206 @@
+//! A socket as the mesh uses it: whole messages, never blocking, bounded.
+//!
+//! ```text
+//!  DEALER   recv → frames                 send(first, rest)
+//!  ROUTER   recv_from → (who, frames)     send_to(who, first, rest)
+//!  PUB      send                          SUB: recv
+//! ```
+//!
+//! Two traps of libzmq are dealt with here and nowhere else: a message must be read to its last
+//! frame even if it is garbage, and a send that fails in its middle must be ended, or the next
+//! message would be taken for the rest of this one.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use zex_spec::{MAX_BODY_BYTES, MAX_FRAMES, MAX_HEADER_BYTES, Malformed};
+
+/// Frames up to this many bytes are copied out of libzmq. A small frame that libzmq has received is
+/// a slice of its 8 KiB read buffer: a queue of a thousand 50-byte messages would hold 8 MiB.
+const COPIED_FRAME_BYTES: usize = 2 << 10;
+/// Most bytes of one message: the largest body, the largest header, and room for a prefix and for
+/// the names and small frames around an EZ body.
+const MAX_MESSAGE_BYTES: usize = MAX_BODY_BYTES + MAX_HEADER_BYTES + (64 << 10);
+/// How often a send that a signal interrupts is tried again.
+const MAX_INTERRUPTS: usize = 16;
+
+/// What became of a send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a message that was not sent is lost unless somebody cares"]
+pub enum Sent {
+    /// libzmq has it.
+    Sent,
+    /// The queue to the other end is full, or nobody is connected.
+    WouldBlock,
+    /// A ROUTER knows no such peer.
+    NoRoute,
+}
+
+/// A ZeroMQ socket; [`crate::Context`] builds them. Belongs to one thread at a time.
+pub struct Socket {
+    inner: zmq::Socket,
+    endpoint: String,
+}
+
+impl Socket {
+    pub(crate) fn new(inner: zmq::Socket, endpoint: String) -> Self {
+        Self { inner, endpoint }
+    }
+
+    /// Where it is bound (with the port that the system chose for port 0) or connected to.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    pub(crate) fn poll_item(&self) -> zmq::PollItem<'_> {
+        self.inner.as_poll_item(zmq::POLLIN)
+    }
+
+    /// The next message, without waiting; `None` if there is none. Bodies are not copied.
+    ///
+    /// # Errors
+    /// [`Malformed::FrameCount`] for a message of too many frames or bytes; it is gone, go on.
+    pub fn recv(&self) -> Result<Option<Vec<Bytes>>, Malformed> {
+        let mut frames = Vec::new();
+        Ok(self.recv_frames(&mut frames)?.then(|| frames.into_iter().map(into_bytes).collect()))
+    }
+
+    /// The next message of a ROUTER: the sender's routing id, and the frames behind it.
+    ///
+    /// # Errors
+    /// As [`Socket::recv`].
+    pub fn recv_from(&self) -> Result<Option<(Bytes, Vec<Bytes>)>, Malformed> {
+        Ok(self.recv()?.map(|mut frames| (frames.remove(0), frames)))
+    }
+
+    /// The next message; waits for it until the deadline. For tests and programs with one socket.
+    ///
+    /// # Errors
+    /// As [`Socket::recv`].
+    pub fn recv_by(&self, deadline: Instant) -> Result<Option<Vec<Bytes>>, Malformed> {
+        loop {
+            if let Some(frames) = self.recv()? {
+                return Ok(Some(frames));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let left_ms = left.min(Duration::from_secs(1)).as_micros().div_ceil(1_000);
+            // Interrupted or not, we look again.
+            let _ = self.inner.poll(zmq::POLLIN, i64::try_from(left_ms).unwrap_or(0));
+        }
+    }
+
+    /// Sends a message without waiting: its first frame, then the rest.
+    pub fn send(&self, first: Vec<u8>, rest: Vec<Bytes>) -> Sent {
+        send_frames(&self.inner, [zmq::Message::from(first)].into_iter().chain(messages(rest)))
+    }
+
+    /// Sends whole frames without waiting; there must be one at least.
+    pub fn send_all(&self, frames: Vec<Bytes>) -> Sent {
+        send_frames(&self.inner, messages(frames))
+    }
+
+    /// Sends a message to one peer of a ROUTER without waiting.
+    pub fn send_to(&self, peer: &[u8], first: Vec<u8>, rest: Vec<Bytes>) -> Sent {
+        match self.address(peer) {
+            Sent::Sent => self.send(first, rest),
+            failed => failed,
+        }
+    }
+
+    /// Begins a message to one peer of a ROUTER. Whether it can be sent is decided here and only
+    /// here: after `Sent` the frames must follow, after anything else they must not.
+    pub(crate) fn address(&self, peer: &[u8]) -> Sent {
+        let more = zmq::DONTWAIT | zmq::SNDMORE;
+        for _ in 0..MAX_INTERRUPTS {
+            match self.inner.send(peer, more) {
+                Ok(()) => return Sent::Sent,
+                Err(zmq::Error::EINTR) => {}
+                Err(zmq::Error::EHOSTUNREACH) => return Sent::NoRoute,
+                Err(_) => return Sent::WouldBlock,
+            }
+        }
+        Sent::WouldBlock
+    }
+
+    /// Sends frames as libzmq's own messages, nothing copied.
+    pub(crate) fn forward(&self, frames: impl IntoIterator<Item = zmq::Message>) -> Sent {
+        send_frames(&self.inner, frames.into_iter())
+    }
+
+    /// The next message as libzmq's own frames, appended to `frames`. False if there is none.
+    pub(crate) fn recv_frames(&self, frames: &mut Vec<zmq::Message>) -> Result<bool, Malformed> {
+        let (mut count, mut bytes) = (0, 0);
+        loop {
+            let Ok(frame) = self.inner.recv_msg(zmq::DONTWAIT) else {
+                // EAGAIN: nothing there. EINTR: as if; the caller comes back. Both happen in front
+                // of a message only: libzmq hands over whole messages.
+                return Ok(false);
+            };
+            count += 1;
+            bytes += frame.len();
+            let more = frame.get_more();
+            // A ROUTER puts the routing id in front.
+            if count <= MAX_FRAMES + 1 && bytes <= MAX_MESSAGE_BYTES {
+                frames.push(frame);
+            } else {
+                frames.clear();
+            }
+            if !more {
+                break;
+            }
+        }
+        if frames.is_empty() { Err(Malformed::FrameCount(count)) } else { Ok(true) }
+    }
+}
+
+/// A frame for whoever keeps it.
+pub(crate) fn into_bytes(frame: zmq::Message) -> Bytes {
+    struct Owned(zmq::Message);
+    impl AsRef<[u8]> for Owned {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    if frame.len() <= COPIED_FRAME_BYTES {
+        Bytes::copy_from_slice(&frame)
+    } else {
+        Bytes::from_owner(Owned(frame))
+    }
+}
+
+/// libzmq's copies of frames that somebody keeps.
+fn messages(frames: Vec<Bytes>) -> impl Iterator<Item = zmq::Message> {
+    frames.into_iter().map(|frame| zmq::Message::from(&frame[..]))
+}
+
+/// Sends the frames of one message, the last without SNDMORE.
+fn send_frames(socket: &zmq::Socket, frames: impl Iterator<Item = zmq::Message>) -> Sent {
+    let mut frames = frames.peekable();
+    let mut first = true;
+    let mut sent = Sent::Sent;
+    while let Some(frame) = frames.next() {
+        let more = if frames.peek().is_some() { zmq::SNDMORE } else { 0 };
+        let mut result = socket.send(frame, zmq::DONTWAIT | more);
+        for _ in 0..MAX_INTERRUPTS {
+            if result != Err(zmq::Error::EINTR) {
+                break;
+            }
+            // The frame went with the error. An empty one in its place keeps the frames that come
+            // behind it in this message; its receiver finds it malformed, its sender sends again.
+            result = socket.send(zmq::Message::new(), zmq::DONTWAIT | more);
+            sent = Sent::WouldBlock;
+        }
+        match result {
+            Ok(()) => {}
+            Err(zmq::Error::EHOSTUNREACH) if first => return Sent::NoRoute,
+            Err(_) if first => return Sent::WouldBlock,
+            // The connection ended in the middle. libzmq wants the rest, to throw it away.
+            Err(_) => sent = Sent::WouldBlock,
+        }
+        first = false;
+    }
+    sent
+}
