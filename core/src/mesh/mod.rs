@@ -9,7 +9,106 @@
 //!
 //! [`Mesh`] is driven by `zex-broker` with real sockets and by `zex-sim` with a simulated network.
 
-use zex_spec::Packet;
+mod answers;
+mod calls;
+mod ez;
+mod memory;
+mod peers;
+mod pick;
+mod registry;
+mod workers;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use bytes::Bytes;
+use zex_spec::{
+    Address, BEAT_INTERVAL_MS, Body, BrokerId, Incarnation, Message, Packet, PeerId, PipeBeat,
+    PipeId, WantSnapshot,
+};
+
+use self::calls::Calls;
+use self::memory::{Memory, Seeded};
+use self::peers::{Peer, Shares};
+use self::registry::Registry;
+use crate::Time;
+
+/// A call's number at its home; it grows with the arrival.
+type CallId = u64;
+
+/// The bounds of a broker. Every queue has one, in messages and in bytes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Sockets towards in pipes.
+    pub in_links: u8,
+    /// Sockets towards worker pipes.
+    pub worker_links: u8,
+    /// Whether there is a state pipe. Without one a broker is alone and does not wait for others.
+    pub state: bool,
+    /// Calls that are queued or assigned, in all.
+    pub max_calls: usize,
+    /// Bytes of their bodies.
+    pub max_call_bytes: usize,
+    /// Calls that wait for one service.
+    pub queue_calls: usize,
+    /// Bytes of their bodies.
+    pub queue_bytes: usize,
+    /// How long the answers of keyed calls are remembered, milliseconds.
+    pub memory_ms: u64,
+    /// Bytes of those answers; the oldest go first.
+    pub memory_bytes: usize,
+    /// Seeds the hash tables: random in a real broker, fixed in the simulator.
+    pub seed: u64,
+    /// Whether calls end at their deadline. Only the simulator switches it off, to see that its
+    /// checkers notice.
+    pub expire_requests: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            in_links: 1,
+            worker_links: 1,
+            state: true,
+            max_calls: 200_000,
+            max_call_bytes: 512 << 20,
+            queue_calls: 100_000,
+            queue_bytes: 128 << 20,
+            memory_ms: 60_000,
+            memory_bytes: 128 << 20,
+            seed: 0,
+            expire_requests: true,
+        }
+    }
+}
+
+/// What a broker counts about itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Messages dropped: no one to give them to, or nonsense for who said them.
+    pub dropped: u64,
+    /// Assignments that a heartbeat had to correct.
+    pub drift: u64,
+}
+
+/// When something has to be looked at again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Beat,
+    Sweep,
+    Share,
+    Deadline(CallId),
+    Ask(CallId),
+    Retry(CallId),
+}
+
+/// How often silence is looked for, milliseconds: a death is noticed this much late at most.
+const SWEEP_MS: u64 = 100;
+/// After a worker pipe has answered, a whole round of beats and a bit: then we know the workers.
+const FIRST_ROUND_MS: u64 = BEAT_INTERVAL_MS + 200;
+/// Other brokers have this long to send their snapshots before we start without.
+const SNAPSHOT_PATIENCE_MS: u64 = 3_000;
+/// How long services without workers are remembered: a resend may ask what was lost with them.
+const SERVICE_KEEP_MS: u64 = 120_000;
 
 /// One of the broker's sockets towards a pipe, by its place in the list that the broker was
 /// configured with.
@@ -45,4 +144,290 @@ pub enum Action {
     ToState(Packet),
     /// Draining is over: nothing is held and the goodbyes are out.
     Drained,
+}
+
+/// One broker.
+#[derive(Debug)]
+pub struct Mesh {
+    me: BrokerId,
+    name: String,
+    settings: Settings,
+    started: Time,
+    /// When a worker pipe first answered us.
+    linked: Option<Time>,
+    ready: bool,
+    draining: bool,
+    drained: bool,
+    registry: Registry,
+    calls: Calls,
+    /// Native calls, and EZ ones under keys of our own, by key.
+    keys: HashMap<zex_spec::Key, CallId, Seeded>,
+    /// Calls by the number of their assignment.
+    assignments: HashMap<u64, CallId, Seeded>,
+    ez_ids: HashMap<Bytes, BTreeSet<CallId>, Seeded>,
+    held_bytes: usize,
+    next_number: u64,
+    next_ez_key: u64,
+    memory: Memory,
+    peers: BTreeMap<BrokerId, Peer>,
+    shares: Shares,
+    pipes: BTreeMap<PipeId, Link>,
+    timers: BTreeSet<(Time, Timer)>,
+    /// Services whose queue may move; looked at when an event is done.
+    to_pump: BTreeSet<usize>,
+    actions: VecDeque<Action>,
+    stats: Stats,
+}
+
+impl Mesh {
+    /// A broker that knows nobody yet. It beats at once and is ready after a first round of beats.
+    pub fn new(now: Time, settings: Settings, me: BrokerId, name: String) -> Self {
+        let seeded = Seeded(settings.seed);
+        let mut mesh = Self {
+            me,
+            name,
+            started: now,
+            linked: None,
+            ready: false,
+            draining: false,
+            drained: false,
+            registry: Registry::new(settings.seed),
+            calls: Calls::new(settings.seed),
+            keys: HashMap::with_hasher(seeded),
+            assignments: HashMap::with_hasher(seeded),
+            ez_ids: HashMap::with_hasher(seeded),
+            held_bytes: 0,
+            next_number: 1,
+            next_ez_key: 1,
+            memory: Memory::new(settings.memory_ms, settings.memory_bytes, settings.seed),
+            peers: BTreeMap::new(),
+            shares: Shares::default(),
+            pipes: BTreeMap::new(),
+            timers: BTreeSet::from([
+                (now.plus_ms(BEAT_INTERVAL_MS), Timer::Beat),
+                (now.plus_ms(SWEEP_MS), Timer::Sweep),
+            ]),
+            to_pump: BTreeSet::new(),
+            actions: VecDeque::new(),
+            stats: Stats::default(),
+            settings,
+        };
+        mesh.tell(WantSnapshot { of: Incarnation::NONE });
+        mesh.beat(false);
+        mesh
+    }
+
+    /// Takes in one event. Drain the actions afterwards.
+    pub fn handle(&mut self, now: Time, event: Event) {
+        match event {
+            Event::FromPipe(link, packet) => self.on_pipe(now, link, packet),
+            Event::FromState(packet) => self.on_state(now, packet),
+            Event::Refused(link, packet) => self.on_refused(now, link, packet),
+            Event::Drain => {
+                self.draining = true;
+                self.beat(false);
+            }
+            Event::Tick => {}
+        }
+        while self.timers.first().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, timer)) = self.timers.pop_first() {
+                self.fire(now, timer);
+            }
+        }
+        while let Some(service) = self.to_pump.pop_first() {
+            self.pump(now, service);
+        }
+        if self.draining && !self.drained && self.calls.len() == 0 {
+            self.drained = true;
+            self.beat(true);
+            self.actions.push_back(Action::Drained);
+        }
+    }
+
+    /// The next thing to do, until there is none.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to call again with [`Event::Tick`], if nothing happens before.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Whether requests are steered here.
+    pub fn is_ready(&self) -> bool {
+        self.ready && !self.draining
+    }
+
+    /// What it counts about itself.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Our assignments at each live worker, for the simulator's checkers and for metrics.
+    pub fn assigned(&self) -> impl Iterator<Item = (PeerId, usize)> + '_ {
+        self.registry.workers.iter().map(|(_, worker)| (worker.id, worker.assigned.len()))
+    }
+
+    /// Calls that are queued or assigned here.
+    pub fn held_calls(&self) -> usize {
+        self.calls.len()
+    }
+
+    fn on_pipe(&mut self, now: Time, link: Link, packet: Packet) {
+        if packet.bounced {
+            return self.on_bounced(now, packet);
+        }
+        if !matches!(packet.message, Message::PipeBeat(_)) {
+            self.pipes.insert(packet.pipe, link);
+        }
+        match (link, packet.message.clone(), packet.body.clone()) {
+            (_, Message::PipeBeat(beat), _) => self.on_pipe_beat(now, link, beat),
+            (Link::In(_), Message::Call(call), Body::Bytes(body)) => {
+                self.on_call(now, &packet, call, body)
+            }
+            (Link::In(_), Message::Cancel(cancel), _) => self.on_cancel(now, cancel.key),
+            (Link::In(_), Message::Credit(credit), _) => self.on_credit(credit),
+            (Link::In(_), Message::EzCall(call), Body::Frames(frames)) => {
+                self.on_ez_call(now, &packet, call, frames)
+            }
+            (Link::Worker(_), Message::Reply(reply), Body::Bytes(body)) => {
+                self.on_reply(now, packet.peer, reply, body)
+            }
+            (Link::Worker(_), Message::Chunk(chunk), Body::Bytes(body)) => {
+                self.on_chunk(packet.peer, chunk, body)
+            }
+            (Link::Worker(_), Message::Busy(busy), _) => match Address::decode(&busy.address) {
+                Ok(address) if address.owner == self.me => {
+                    self.not_begun(now, packet.peer, address.number)
+                }
+                _ => self.drop_one(),
+            },
+            (Link::Worker(_), Message::Answer(answer), _) => {
+                self.on_answer(now, packet.peer, answer)
+            }
+            (Link::Worker(_), Message::Register(register), _) => {
+                self.on_register(now, link, &packet, register)
+            }
+            (Link::Worker(_), Message::Heartbeat(beat), _) => {
+                self.on_heartbeat(now, link, &packet, beat)
+            }
+            (Link::Worker(_), Message::Goodbye(_), _) => self.on_goodbye(now, &packet.peer),
+            (Link::Worker(_), Message::EzBeat(beat), _) => {
+                self.on_ez_beat(now, link, &packet, &beat.peer, &beat.service);
+            }
+            (Link::Worker(_), Message::EzReply(reply), Body::Frames(frames)) => {
+                self.on_ez_reply(now, link, &packet, &reply, frames);
+            }
+            (Link::Worker(_), Message::PeerGone(gone), _) => self.on_peer_gone(now, &packet, &gone),
+            // A client's connection ended: answers to it will be dropped at the pipe.
+            (Link::In(_), Message::PeerGone(_), _) => {}
+            _ => self.drop_one(),
+        }
+    }
+
+    /// A pipe lives; after a restart it has a new incarnation and the old one's paths are gone.
+    fn on_pipe_beat(&mut self, now: Time, link: Link, beat: PipeBeat) {
+        self.pipes.retain(|pipe, at| *at != link || *pipe == beat.pipe);
+        self.pipes.insert(beat.pipe, link);
+        if matches!(link, Link::Worker(_)) {
+            self.linked.get_or_insert(now);
+        }
+    }
+
+    /// A pipe could not deliver what we sent.
+    fn on_bounced(&mut self, now: Time, packet: Packet) {
+        let (from, address) = match &packet.message {
+            Message::Work(work) => (packet.peer, &work.address),
+            Message::EzWork(work) => (PeerId::of_ez(packet.pipe, &work.peer), &work.address),
+            // Asks, cancels and credits for a worker that is gone: its assignments end otherwise.
+            _ => return,
+        };
+        let Ok(address) = Address::decode(address) else { return self.drop_one() };
+        if let Some(slot) = self.registry.worker(&from) {
+            // First the call, which has not begun; then what the worker's end means to the others.
+            self.registry.workers[slot].paths.retain(|path| path.pipe != packet.pipe);
+            self.registry.relevel(slot);
+            self.not_begun(now, from, address.number);
+            if self.registry.workers.contains(slot) {
+                self.path_lost(now, slot, &packet);
+            }
+        }
+    }
+
+    /// A pipe's queue is full: what we wanted to send is back at once.
+    fn on_refused(&mut self, now: Time, _link: Link, packet: Packet) {
+        let (from, address) = match &packet.message {
+            Message::Work(work) => (packet.peer, &work.address),
+            Message::EzWork(work) => (PeerId::of_ez(packet.pipe, &work.peer), &work.address),
+            Message::Chunk(chunk) => return self.chunk_refused(now, chunk.key),
+            Message::BrokerBeat(_) => return,
+            _ => return self.drop_one(),
+        };
+        if let Ok(address) = Address::decode(address) {
+            self.not_begun(now, from, address.number);
+        }
+    }
+
+    fn fire(&mut self, now: Time, timer: Timer) {
+        match timer {
+            Timer::Beat => {
+                if !self.drained {
+                    self.beat(false);
+                }
+                self.timers.insert((now.plus_ms(BEAT_INTERVAL_MS), Timer::Beat));
+            }
+            Timer::Sweep => {
+                self.expire_workers(now);
+                self.expire_peers(now);
+                self.memory.expire(now);
+                self.registry.sweep(now, SERVICE_KEEP_MS);
+                self.impatient(now);
+                self.look_ready(now);
+                self.timers.insert((now.plus_ms(SWEEP_MS), Timer::Sweep));
+            }
+            Timer::Share => self.share(),
+            Timer::Deadline(id) => self.deadline(now, id),
+            Timer::Ask(id) => self.ask_timed_out(now, id),
+            Timer::Retry(id) => self.retry(id),
+        }
+    }
+
+    /// Whether it is time to take work: a round of beats, our own echo, everybody's counts.
+    fn look_ready(&mut self, now: Time) {
+        let knows_workers = self.settings.worker_links == 0
+            || self.linked.is_some_and(|at| at.plus_ms(FIRST_ROUND_MS) <= now);
+        let synced = self.peers.values().all(|peer| peer.synced);
+        let patient = self.started.plus_ms(SNAPSHOT_PATIENCE_MS) > now;
+        let knows_peers =
+            !self.settings.state || (self.shares.echo.is_some() && (synced || !patient));
+        if !self.ready && knows_workers && knows_peers {
+            self.ready = true;
+            self.beat(false);
+        }
+    }
+
+    /// EZ requests that waited through our first round in vain.
+    fn impatient(&mut self, now: Time) {
+        let empty = self
+            .registry
+            .services
+            .iter()
+            .filter(|(_, service)| service.list.len() == 0 && !service.queue.is_empty());
+        let empty: Vec<usize> = empty.map(|(service, _)| service).collect();
+        empty.into_iter().for_each(|service| self.nobody_left(now, service));
+    }
+
+    fn links(&self) -> Vec<Link> {
+        let ins = (0..self.settings.in_links).map(Link::In);
+        ins.chain((0..self.settings.worker_links).map(Link::Worker)).collect()
+    }
+
+    fn send(&mut self, link: Link, packet: Packet) {
+        self.actions.push_back(Action::ToPipe(link, packet));
+    }
+
+    fn drop_one(&mut self) {
+        self.stats.dropped += 1;
+    }
 }

@@ -1,0 +1,729 @@
+//! A call's way through its home: accepted, asked about, queued, assigned, answered.
+//!
+//! ```text
+//!   Call ─┬─ key remembered ──────────────────────────────▶ the same answer again
+//!         ├─ key runs ─────────────────────────────────────▶ Accepted, newest path
+//!         ├─ resend of a key nobody here knows ─▶ Asking ─┐
+//!         └───────────────────────────────────────────────┴▶ place ─┬▶ Assigned ─▶ Reply
+//!                          ▲                                        └▶ Queued ──┘
+//!                          └── Busy, bounced, refused, idempotent and its worker died
+//! ```
+//!
+//! A call that is answered while its worker is still at it (deadline, cancel) stays in the table
+//! until the worker lets go: the count is what the worker really holds.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::{Index, IndexMut};
+
+use bytes::Bytes;
+use zex_spec::{
+    Accepted, Address, Answer, Ask, Body, Cancel, Chunk, Code, Credit, Dialect, EzAnswer, EzWork,
+    Key, Knowledge, MESH_SERVICE, Options, Packet, PeerId, Reply, ReturnPath, Steer, Work, ez,
+};
+
+use super::memory::{Outcome, Seeded};
+use super::{CallId, Link, Mesh, Timer};
+use crate::Time;
+
+/// Who asked, and so how the answer looks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A native client.
+    Native,
+    /// An EZ client, and its request id.
+    Ez(Bytes),
+}
+
+/// Where a call is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum State {
+    /// It waits for a worker.
+    Queued,
+    /// It waits for these workers to say whether they know its key.
+    Asking(BTreeSet<PeerId>),
+    /// A worker has it: the assignment's number, the worker's slot.
+    Assigned(u64, usize),
+}
+
+/// A call at its home.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) origin: Origin,
+    /// The newest return path.
+    pub(super) path: ReturnPath,
+    pub(super) key: Key,
+    /// The dialect of the workers that can serve it.
+    pub(super) dialect: Dialect,
+    pub(super) service: String,
+    pub(super) method: String,
+    pub(super) body: Body,
+    pub(super) deadline: Time,
+    /// When attempt 0 was sent, at the earliest.
+    pub(super) began: Time,
+    pub(super) attempt: u8,
+    pub(super) options: Options,
+    pub(super) state: State,
+    /// Workers that just refused it; forgotten after a moment.
+    pub(super) avoid: Vec<PeerId>,
+    /// Workers that must not see it (EZ: they had this id).
+    pub(super) never: Vec<PeerId>,
+    /// The client has its answer, or took the call back.
+    pub(super) answered: bool,
+    /// How often it may still be given to another worker after one died with it.
+    pub(super) lives: u8,
+    /// Until then the lack of a worker is no answer.
+    pub(super) patience: Time,
+}
+
+/// The calls of a home by their number, which grows with their arrival.
+///
+/// Indexing takes only ids that come from the tables beside it (keys, assignments, queues); those
+/// are cleared in [`Mesh::remove`], so they are always there.
+#[derive(Debug)]
+pub(super) struct Calls {
+    by_id: HashMap<CallId, Call, Seeded>,
+    next: CallId,
+}
+
+impl Calls {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { by_id: HashMap::with_hasher(Seeded(seed)), next: 1 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    fn insert(&mut self, call: Call) -> CallId {
+        let id = self.next;
+        self.next += 1;
+        self.by_id.insert(id, call);
+        id
+    }
+
+    pub(super) fn get(&self, id: CallId) -> Option<&Call> {
+        self.by_id.get(&id)
+    }
+
+    fn get_mut(&mut self, id: CallId) -> Option<&mut Call> {
+        self.by_id.get_mut(&id)
+    }
+}
+
+impl Index<CallId> for Calls {
+    type Output = Call;
+
+    fn index(&self, id: CallId) -> &Call {
+        &self.by_id[&id]
+    }
+}
+
+impl IndexMut<CallId> for Calls {
+    fn index_mut(&mut self, id: CallId) -> &mut Call {
+        self.by_id.get_mut(&id).expect("ids in the tables are those of calls that are there")
+    }
+}
+
+/// How a call ended, in the dialect of who ended it.
+pub(super) enum End {
+    Native(Outcome),
+    Ez(Vec<Bytes>),
+}
+
+impl Outcome {
+    pub(super) fn error(code: Code, message: impl Into<String>) -> Self {
+        Self { code: code.number(), message: message.into(), body: Bytes::new(), chunks: 0 }
+    }
+}
+
+/// How often an idempotent call outlives its worker before it counts as the killer.
+pub(super) const LIVES: u8 = 3;
+/// A call that every free worker just refused is offered to them again after this long.
+const RETRY_MS: u64 = 50;
+/// Workers have this long to say whether they know a key.
+const ASK_MS: u64 = 1_000;
+/// A call may have begun this much before it says so: clocks tick differently.
+const AGE_MARGIN_MS: u64 = 1_000;
+/// How far behind the head of a queue we look for a call that a free worker may take.
+const LOOK_BEHIND: usize = 16;
+
+impl Mesh {
+    /// A client's call, first or again.
+    pub(super) fn on_call(
+        &mut self,
+        now: Time,
+        packet: &Packet,
+        call: zex_spec::Call,
+        body: Bytes,
+    ) {
+        let peer = Bytes::copy_from_slice(&packet.peer.0);
+        let path = ReturnPath { pipe: packet.pipe, dialect: Dialect::Native, peer };
+        if let Some(outcome) = self.memory.get(&call.key).cloned() {
+            return self.answer_native(&path, call.key, &outcome);
+        }
+        if let Some(id) = self.keys.get(&call.key).copied() {
+            self.calls[id].path = path.clone();
+            return self.accept(&path, call.key);
+        }
+        if call.service == MESH_SERVICE {
+            let outcome = self.answer_for_itself(now, &call.method, &body);
+            return self.answer_native(&path, call.key, &outcome);
+        }
+        if call.deadline_ms == 0 {
+            let outcome = Outcome::error(
+                Code::DeadlineExceeded,
+                "the deadline had passed when the call arrived",
+            );
+            return self.answer_native(&path, call.key, &outcome);
+        }
+        let patience = if call.options.has(Options::WAIT) {
+            now.plus_ms(u64::from(call.deadline_ms))
+        } else {
+            now
+        };
+        let acknowledge = call.options.has(Options::ACKNOWLEDGE);
+        let resend = call.attempt > 0 && !call.options.has(Options::IDEMPOTENT);
+        let id = self.admit(Call {
+            origin: Origin::Native,
+            path: path.clone(),
+            key: call.key,
+            dialect: Dialect::Native,
+            service: call.service,
+            method: call.method,
+            body: Body::Bytes(body),
+            deadline: now.plus_ms(u64::from(call.deadline_ms)),
+            began: Time(now.0.saturating_sub(u64::from(call.age_ms) * 1_000)),
+            attempt: call.attempt,
+            options: call.options,
+            state: State::Queued,
+            avoid: Vec::new(),
+            never: Vec::new(),
+            answered: false,
+            lives: LIVES,
+            patience,
+        });
+        let Some(id) = id else { return };
+        if acknowledge {
+            self.accept(&path, call.key);
+        }
+        if resend { self.ask(now, id) } else { self.place(now, id) }
+    }
+
+    /// Puts a call into the table, or answers that the table is full.
+    pub(super) fn admit(&mut self, call: Call) -> Option<CallId> {
+        let bytes = self.held_bytes + call.body.len();
+        if self.calls.len() >= self.settings.max_calls || bytes > self.settings.max_call_bytes {
+            let text = format!(
+                "broker {} holds {} calls of {bytes} bytes, its limit",
+                self.name,
+                self.calls.len()
+            );
+            self.answer(&call, End::Native(Outcome::error(Code::ResourceExhausted, text)));
+            return None;
+        }
+        self.held_bytes = bytes;
+        let (key, deadline) = (call.key, call.deadline);
+        let id = self.calls.insert(call);
+        self.keys.insert(key, id);
+        if self.settings.expire_requests {
+            self.timers.insert((deadline, Timer::Deadline(id)));
+        }
+        Some(id)
+    }
+
+    /// Gives the call to the least assigned worker, or lets it wait, or says that nobody is there.
+    pub(super) fn place(&mut self, now: Time, id: CallId) {
+        let call = &mut self.calls[id];
+        call.state = State::Queued;
+        let known = self.registry.service(call.dialect, call.service.as_bytes());
+        let members = known.map_or(0, |service| self.registry.services[service].list.len());
+        if members == 0 && call.patience <= now {
+            let text = format!("no worker serves {}", call.service);
+            return self.finish(now, id, Outcome::error(Code::Unavailable, text));
+        }
+        let service = match known {
+            Some(service) => service,
+            None => self.registry.service_or_new(call.dialect, call.service.as_bytes()),
+        };
+        let queue_empty = self.registry.services[service].queue.is_empty();
+        if queue_empty && let Some(slot) = self.pick(service, id) {
+            return self.assign(now, id, slot);
+        }
+        self.enqueue(now, id, service);
+    }
+
+    fn enqueue(&mut self, now: Time, id: CallId, service: usize) {
+        let call = &self.calls[id];
+        let entry = &mut self.registry.services[service];
+        let bytes = entry.queue_bytes + call.body.len();
+        let room =
+            entry.queue.len() < self.settings.queue_calls && bytes <= self.settings.queue_bytes;
+        // What was accepted once is not thrown out by its way back.
+        if !room && call.lives == LIVES && call.avoid.is_empty() {
+            let text =
+                format!("{} has {} calls waiting, the limit", call.service, entry.queue.len());
+            return self.finish(now, id, Outcome::error(Code::ResourceExhausted, text));
+        }
+        entry.queue_bytes = bytes;
+        entry.queue.insert(id);
+        if !call.avoid.is_empty() {
+            self.timers.insert((now.plus_ms(RETRY_MS), Timer::Retry(id)));
+        }
+        self.to_pump.insert(service);
+    }
+
+    fn dequeue(&mut self, id: CallId) {
+        let call = &self.calls[id];
+        let Some(service) = self.registry.service(call.dialect, call.service.as_bytes()) else {
+            return;
+        };
+        let entry = &mut self.registry.services[service];
+        if entry.queue.remove(&id) {
+            entry.queue_bytes -= call.body.len();
+        }
+    }
+
+    fn pick(&self, service: usize, id: CallId) -> Option<usize> {
+        let call = &self.calls[id];
+        let fits = |slot: u32| {
+            let worker = self.registry.workers[slot as usize].id;
+            !call.avoid.contains(&worker) && !call.never.contains(&worker)
+        };
+        self.registry.services[service].list.pick(fits).map(|slot| slot as usize)
+    }
+
+    /// Hands queued calls to workers that have room again.
+    pub(super) fn pump(&mut self, now: Time, service: usize) {
+        loop {
+            let Some(entry) = self.registry.services.get(service) else { return };
+            if entry.queue.is_empty() || entry.list.pick(|_| true).is_none() {
+                return;
+            }
+            let waiting: Vec<CallId> = entry.queue.iter().take(LOOK_BEHIND).copied().collect();
+            let next =
+                waiting.into_iter().find_map(|id| self.pick(service, id).map(|slot| (id, slot)));
+            let Some((id, slot)) = next else { return };
+            self.dequeue(id);
+            self.assign(now, id, slot);
+        }
+    }
+
+    /// The calls of a service that has no worker any more, and that nobody wants to wait for one.
+    pub(super) fn nobody_left(&mut self, now: Time, service: usize) {
+        let Some(entry) = self.registry.services.get(service) else { return };
+        if entry.list.len() > 0 {
+            return;
+        }
+        let waiting: Vec<CallId> = entry.queue.iter().copied().collect();
+        for id in waiting {
+            let call = &self.calls[id];
+            if call.patience <= now {
+                let text = format!("the last worker that served {} is gone", call.service);
+                self.finish(now, id, Outcome::error(Code::Unavailable, text));
+            }
+        }
+    }
+
+    /// Gives the call to this worker.
+    pub(super) fn assign(&mut self, now: Time, id: CallId, slot: usize) {
+        let worker = &mut self.registry.workers[slot];
+        let Some(way) = worker.path() else { return self.place(now, id) };
+        let number = self.next_number;
+        self.next_number += 1;
+        worker.assigned.insert(number);
+        let (routing, worker_id) = (worker.routing.clone(), worker.id);
+        self.assignments.insert(number, id);
+        self.count_changed(now, slot);
+        let call = &mut self.calls[id];
+        call.state = State::Assigned(number, slot);
+        let address = Address { owner: self.me, number, path: call.path.clone() }.encode();
+        let left_ms = u32::try_from(call.deadline.since(now).as_millis()).unwrap_or(u32::MAX);
+        let (message, peer) = match (&call.origin, call.dialect) {
+            (Origin::Ez(id), Dialect::Ez) => {
+                (EzWork { peer: routing, address, id: id.clone() }.into(), PeerId::default())
+            }
+            _ => {
+                let work = Work {
+                    address,
+                    key: call.key,
+                    service: call.service.clone(),
+                    method: call.method.clone(),
+                    deadline_ms: left_ms.max(1),
+                    attempt: call.attempt,
+                    options: call.options,
+                };
+                (work.into(), worker_id)
+            }
+        };
+        let body = call.body.clone();
+        self.send(
+            way.link,
+            Packet {
+                steer: Steer::Owner(self.me),
+                pipe: way.pipe,
+                peer,
+                bounced: false,
+                message,
+                body,
+            },
+        );
+    }
+
+    /// Asks every worker of the service whether it knows the call's key.
+    fn ask(&mut self, now: Time, id: CallId) {
+        let call = &self.calls[id];
+        let (key, attempt, began) = (call.key, call.attempt, call.began);
+        let Some(service) = self.registry.service(call.dialect, call.service.as_bytes()) else {
+            return self.place(now, id);
+        };
+        let entry = &self.registry.services[service];
+        let lost_since = entry.last_loss.is_some_and(|at| at.plus_ms(AGE_MARGIN_MS) > began);
+        let slots = entry.list.all();
+        let mute = slots.iter().any(|slot| self.registry.workers[*slot as usize].paths.is_empty());
+        if lost_since || mute {
+            return self.finish(now, id, unknown_fate());
+        }
+        if slots.is_empty() {
+            return self.place(now, id);
+        }
+        let mut asked = BTreeSet::new();
+        for slot in slots {
+            let worker = &self.registry.workers[slot as usize];
+            asked.insert(worker.id);
+            let (peer, way) = (worker.id, worker.path());
+            if let Some(way) = way {
+                self.send_to_worker(way, peer, Ask { key, attempt });
+            }
+        }
+        self.calls[id].state = State::Asking(asked);
+        self.timers.insert((now.plus_ms(ASK_MS), Timer::Ask(id)));
+    }
+
+    /// What a worker says of a key.
+    pub(super) fn on_answer(&mut self, now: Time, from: PeerId, answer: Answer) {
+        let Some(id) = self.keys.get(&answer.key).copied() else { return };
+        let call = &mut self.calls[id];
+        let State::Asking(waiting) = &mut call.state else { return };
+        if !waiting.remove(&from) {
+            return;
+        }
+        let all_deny = waiting.is_empty();
+        if answer.knowledge != Knowledge::HELD {
+            return if all_deny {
+                self.place(now, id)
+            };
+        }
+        if call.options.has(Options::STREAM) {
+            return self.finish(now, id, unknown_fate());
+        }
+        match self.registry.worker(&from) {
+            Some(slot) => self.assign(now, id, slot),
+            None => self.finish(now, id, unknown_fate()),
+        }
+    }
+
+    /// The workers had their time to answer.
+    pub(super) fn ask_timed_out(&mut self, now: Time, id: CallId) {
+        if self.calls.get(id).is_some_and(|call| matches!(call.state, State::Asking(_))) {
+            self.finish(now, id, unknown_fate());
+        }
+    }
+
+    /// The workers that refused it a moment ago may be asked again.
+    pub(super) fn retry(&mut self, id: CallId) {
+        let Some(call) = self.calls.get_mut(id) else { return };
+        call.avoid.clear();
+        if let Some(service) = self.registry.service(call.dialect, call.service.as_bytes()) {
+            self.to_pump.insert(service);
+        }
+    }
+
+    /// The assignment behind an answer, if the one that answers has it. Others are counted.
+    pub(super) fn assignment(&mut self, from: PeerId, number: u64) -> Option<(CallId, usize)> {
+        let id = self.assignments.get(&number).copied()?;
+        let State::Assigned(_, slot) = self.calls[id].state else { return None };
+        (self.registry.workers[slot].id == from).then_some((id, slot))
+    }
+
+    /// A worker's final answer.
+    pub(super) fn on_reply(&mut self, now: Time, from: PeerId, reply: Reply, body: Bytes) {
+        let Ok(address) = Address::decode(&reply.address) else { return self.drop_one() };
+        let outcome =
+            Outcome { code: reply.code, message: reply.message, body, chunks: reply.chunks };
+        if address.owner != self.me {
+            return self.pass_on(now, &address.path, reply.key, outcome);
+        }
+        match self.assignment(from, address.number) {
+            Some((id, _)) => self.finished_by_worker(now, id, End::Native(outcome)),
+            None => self.drop_one(),
+        }
+    }
+
+    /// The owner of this answer is dead; we only know the way back.
+    fn pass_on(&mut self, now: Time, path: &ReturnPath, key: Key, outcome: Outcome) {
+        match path.dialect {
+            Dialect::Native => {
+                self.answer_native(path, key, &outcome);
+                if outcome.chunks == 0 && outcome.code != Code::Cancelled.number() {
+                    self.memory.put(now, key, outcome);
+                }
+            }
+            // The request's id was known to the owner alone.
+            Dialect::Ez => self.drop_one(),
+        }
+    }
+
+    /// Frees the worker, answers the client, forgets the call.
+    pub(super) fn finished_by_worker(&mut self, now: Time, id: CallId, end: End) {
+        self.release(now, id);
+        let call = self.remove(id);
+        if call.answered {
+            return;
+        }
+        self.answered_siblings(&call);
+        let remember = match &end {
+            End::Native(outcome) if !call.options.has(Options::STREAM) => Some(outcome.clone()),
+            _ => None,
+        };
+        self.answer(&call, end);
+        if let Some(outcome) = remember {
+            self.memory.put(now, call.key, outcome);
+        }
+    }
+
+    /// Takes the call's assignment off its worker.
+    pub(super) fn release(&mut self, now: Time, id: CallId) {
+        let State::Assigned(number, slot) = self.calls[id].state else { return };
+        self.assignments.remove(&number);
+        self.calls[id].state = State::Queued;
+        if let Some(worker) = self.registry.workers.get_mut(slot) {
+            worker.assigned.remove(&number);
+            worker.suspects.remove(&number);
+            self.count_changed(now, slot);
+            self.freed(slot);
+        }
+    }
+
+    /// Takes a call out of every table.
+    pub(super) fn remove(&mut self, id: CallId) -> Call {
+        self.dequeue(id);
+        let call = self
+            .calls
+            .by_id
+            .remove(&id)
+            .expect("ids in the tables are those of calls that are there");
+        self.held_bytes -= call.body.len();
+        self.timers.remove(&(call.deadline, Timer::Deadline(id)));
+        self.keys.remove(&call.key);
+        self.forget_ez_id(id, &call);
+        call
+    }
+
+    /// Ends a call with our own word. Its assignment, if any, stays until the worker lets go.
+    pub(super) fn finish(&mut self, now: Time, id: CallId, outcome: Outcome) {
+        if !self.calls[id].answered {
+            let call = &self.calls[id];
+            let end = End::Native(outcome.clone());
+            let (origin, path, key) = (call.origin.clone(), call.path.clone(), call.key);
+            self.answer_to(&origin, &path, key, end);
+            if outcome.code == Code::DeadlineExceeded.number() {
+                self.memory.put(now, key, outcome);
+            }
+        }
+        self.settle(id);
+    }
+
+    /// The client needs nothing more of this call.
+    fn settle(&mut self, id: CallId) {
+        let call = &mut self.calls[id];
+        match (&call.state, call.dialect) {
+            (State::Assigned(..), Dialect::Native) => {
+                call.answered = true;
+                let body = std::mem::replace(&mut call.body, Body::EMPTY);
+                self.held_bytes -= body.len();
+            }
+            _ => drop(self.remove(id)),
+        }
+    }
+
+    /// Its deadline has come.
+    pub(super) fn deadline(&mut self, now: Time, id: CallId) {
+        let Some(call) = self.calls.get(id) else { return };
+        let ez = call.dialect == Dialect::Ez;
+        let text = match call.state {
+            State::Queued => format!("no worker of {} had room in time", call.service),
+            State::Asking(_) => "its fate was not found out in time".to_owned(),
+            State::Assigned(..) => {
+                format!("{}/{} did not answer in time", call.service, call.method)
+            }
+        };
+        self.stop_worker(id);
+        if ez {
+            self.release(now, id);
+        }
+        self.finish(now, id, Outcome::error(Code::DeadlineExceeded, text));
+    }
+
+    /// The client takes it back.
+    pub(super) fn on_cancel(&mut self, now: Time, key: Key) {
+        // Remembered even if the call itself is still on its way, by another path.
+        self.memory.put(now, key, Outcome::error(Code::Cancelled, "the client took the call back"));
+        let Some(id) = self.keys.get(&key).copied() else { return };
+        self.stop_worker(id);
+        self.settle(id);
+    }
+
+    /// Tells the worker, if there is one, that nobody waits any more.
+    fn stop_worker(&mut self, id: CallId) {
+        let call = &self.calls[id];
+        let (State::Assigned(_, slot), key, Dialect::Native) =
+            (&call.state, call.key, call.dialect)
+        else {
+            return;
+        };
+        let worker = &self.registry.workers[*slot];
+        let (peer, way) = (worker.id, worker.path());
+        if let Some(way) = way {
+            self.send_to_worker(way, peer, Cancel { key });
+        }
+    }
+
+    /// The worker has not begun it: back to the pick, without that worker for a moment.
+    pub(super) fn not_begun(&mut self, now: Time, from: PeerId, number: u64) {
+        let Some((id, _)) = self.assignment(from, number) else { return };
+        self.release(now, id);
+        let call = &mut self.calls[id];
+        if call.answered {
+            self.remove(id);
+            return;
+        }
+        call.avoid.push(from);
+        self.place(now, id);
+    }
+
+    /// The worker that had it is gone, or lost it: it may have begun.
+    pub(super) fn may_have_begun(&mut self, now: Time, number: u64, from: PeerId, why: &str) {
+        let Some(id) = self.assignments.get(&number).copied() else { return };
+        self.release(now, id);
+        let call = &mut self.calls[id];
+        if call.answered {
+            self.remove(id);
+            return;
+        }
+        let again = call.options.has(Options::IDEMPOTENT) && !call.options.has(Options::STREAM);
+        if again && call.lives > 0 {
+            call.lives -= 1;
+            call.avoid.push(from);
+            return self.place(now, id);
+        }
+        let outcome = Outcome::error(Code::Unavailable, why);
+        // Remembered, because a duplicate of attempt 0 must not run it a second time.
+        self.memory.put(now, call.key, outcome.clone());
+        self.finish(now, id, outcome);
+    }
+
+    /// Part of a stream, on its way to the client.
+    pub(super) fn on_chunk(&mut self, from: PeerId, chunk: Chunk, body: Bytes) {
+        let Ok(address) = Address::decode(&chunk.address) else { return self.drop_one() };
+        let known =
+            if address.owner == self.me { self.assignment(from, address.number) } else { None };
+        let Some((id, _)) = known else { return self.drop_one() };
+        let call = &self.calls[id];
+        if call.answered || call.origin != Origin::Native {
+            return;
+        }
+        let chunk = Chunk { address: Bytes::new(), ..chunk };
+        let path = call.path.clone();
+        self.send_to_client(&path, chunk.into(), body);
+    }
+
+    /// The client has room for more of its stream.
+    pub(super) fn on_credit(&mut self, credit: Credit) {
+        let Some(id) = self.keys.get(&credit.key).copied() else { return };
+        let State::Assigned(_, slot) = self.calls[id].state else { return };
+        let worker = &self.registry.workers[slot];
+        let (peer, way) = (worker.id, worker.path());
+        if let Some(way) = way {
+            self.send_to_worker(way, peer, credit);
+        }
+    }
+
+    /// We could not send part of a stream: it has a gap now, so it ends.
+    pub(super) fn chunk_refused(&mut self, now: Time, key: Key) {
+        let Some(id) = self.keys.get(&key).copied() else { return };
+        self.stop_worker(id);
+        self.finish(
+            now,
+            id,
+            Outcome::error(Code::Unavailable, "the stream overran its way to the client"),
+        );
+    }
+
+    fn accept(&mut self, path: &ReturnPath, key: Key) {
+        self.send_to_client(path, Accepted { key }.into(), Bytes::new());
+    }
+
+    fn answer(&mut self, call: &Call, end: End) {
+        self.answer_to(&call.origin, &call.path, call.key, end);
+    }
+
+    pub(super) fn answer_to(&mut self, origin: &Origin, path: &ReturnPath, key: Key, end: End) {
+        match (origin, end) {
+            (Origin::Native, End::Native(outcome)) => self.answer_native(path, key, &outcome),
+            (Origin::Native, End::Ez(_)) => self.drop_one(),
+            (Origin::Ez(id), End::Ez(frames)) => self.answer_ez(path, id.clone(), frames),
+            (Origin::Ez(id), End::Native(outcome)) => {
+                let frames = if outcome.code == 0 {
+                    vec![Bytes::from_static(ez::OK), outcome.body]
+                } else {
+                    let text = format!("{}: {}", Code::from_number(outcome.code), outcome.message);
+                    vec![Bytes::from_static(ez::ERR), Bytes::from(text)]
+                };
+                self.answer_ez(path, id.clone(), frames);
+            }
+        }
+    }
+
+    fn answer_native(&mut self, path: &ReturnPath, key: Key, outcome: &Outcome) {
+        let reply = Reply {
+            address: Bytes::new(),
+            key,
+            code: outcome.code,
+            message: outcome.message.clone(),
+            chunks: outcome.chunks,
+        };
+        self.send_to_client(path, reply.into(), outcome.body.clone());
+    }
+
+    pub(super) fn answer_ez(&mut self, path: &ReturnPath, id: Bytes, frames: Vec<Bytes>) {
+        let Some(link) = self.link_of(path) else { return self.drop_one() };
+        let message = EzAnswer { peer: path.peer.clone(), id }.into();
+        let body = Body::Frames(frames);
+        let (pipe, peer) = (path.pipe, PeerId::default());
+        self.send(
+            link,
+            Packet { steer: Steer::Owner(self.me), pipe, peer, bounced: false, message, body },
+        );
+    }
+
+    fn send_to_client(&mut self, path: &ReturnPath, message: zex_spec::Message, body: Bytes) {
+        let peer = path.peer.as_ref().try_into().map(PeerId);
+        let (Some(link), Ok(peer)) = (self.link_of(path), peer) else { return self.drop_one() };
+        let (steer, pipe, body) = (Steer::Owner(self.me), path.pipe, Body::Bytes(body));
+        self.send(link, Packet { steer, pipe, peer, bounced: false, message, body });
+    }
+
+    /// The socket towards a return path's pipe. A native client is at every pipe, so if its pipe
+    /// is not known any more another will do.
+    fn link_of(&self, path: &ReturnPath) -> Option<Link> {
+        let exact = self.pipes.get(&path.pipe).copied();
+        let other = || self.pipes.values().copied().find(|link| matches!(link, Link::In(_)));
+        exact.or_else(|| if path.dialect == Dialect::Native { other() } else { None })
+    }
+}
+
+/// Nobody can say whether it ran.
+fn unknown_fate() -> Outcome {
+    let text = "it may have run under a broker or a worker that is gone; only an idempotent call is run again";
+    Outcome::error(Code::Unavailable, text)
+}

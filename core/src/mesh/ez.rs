@@ -1,0 +1,167 @@
+//! The old dialect at a broker: requests whose ids repeat, workers that only beat.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use zex_spec::{
+    Address, Body, Code, Dialect, EZ_BEAT_INTERVAL_MS, EzCall, EzReply, Key, Options, Packet,
+    PeerId, ReturnPath,
+};
+
+use super::calls::{Call, End, Origin, State};
+use super::memory::Outcome;
+use super::{CallId, Link, Mesh};
+use crate::Time;
+
+/// A request of the old dialect has no deadline of its own; it gets this one.
+const DEADLINE_MS: u64 = 60_000;
+/// Ids at least this long are unique enough to say that two requests are one.
+const UNIQUE_ID_BYTES: usize = 16;
+/// Old workers beat every 3 s: until a broker has heard one whole round it cannot say that nobody
+/// serves a service.
+const FIRST_ROUND_MS: u64 = EZ_BEAT_INTERVAL_MS + 500;
+
+impl Mesh {
+    /// A request of an old client.
+    pub(super) fn on_ez_call(
+        &mut self,
+        now: Time,
+        packet: &Packet,
+        request: EzCall,
+        frames: Vec<Bytes>,
+    ) {
+        let path = ReturnPath { pipe: packet.pipe, dialect: Dialect::Ez, peer: request.peer };
+        let text = String::from_utf8_lossy(&request.service).into_owned();
+        let native = self.native_target(&request.service, &text);
+        let (dialect, service, method, body) = match native {
+            None => (Dialect::Ez, text, String::new(), Body::Frames(frames)),
+            Some((service, method)) => match <[Bytes; 1]>::try_from(frames) {
+                Ok([body]) => (Dialect::Native, service, method, Body::Bytes(body)),
+                Err(frames) if frames.is_empty() => (Dialect::Native, service, method, Body::EMPTY),
+                Err(frames) => {
+                    let text = format!("a gRPC method takes one body frame, not {}", frames.len());
+                    let end = End::Native(Outcome::error(Code::InvalidArgument, text));
+                    return self.answer_to(&Origin::Ez(request.id), &path, Key::default(), end);
+                }
+            },
+        };
+        let repeats = self.repeats(&request.id);
+        let mut never = Vec::new();
+        for id in &repeats {
+            let call = &mut self.calls[*id];
+            let equal = call.service == service && call.method == method && call.body == body;
+            if equal && !call.answered && request.id.len() >= UNIQUE_ID_BYTES {
+                call.path = path;
+                return;
+            }
+            if let State::Assigned(_, slot) = call.state {
+                never.push(self.registry.workers[slot].id);
+            }
+            never.extend(self.calls[*id].never.iter().copied());
+        }
+        let key = self.next_ez_key();
+        let admitted = self.admit(Call {
+            origin: Origin::Ez(request.id.clone()),
+            path,
+            key,
+            dialect,
+            service,
+            method,
+            body,
+            deadline: now.plus_ms(DEADLINE_MS),
+            began: now,
+            attempt: 0,
+            options: Options::default(),
+            state: State::Queued,
+            avoid: Vec::new(),
+            never,
+            answered: false,
+            lives: super::calls::LIVES,
+            patience: self.started.plus_ms(FIRST_ROUND_MS),
+        });
+        if let Some(id) = admitted {
+            self.ez_ids.entry(request.id).or_default().insert(id);
+            self.place(now, id);
+        }
+    }
+
+    /// `pkg.Service/Method` of a native worker, if nobody serves the whole name in the old dialect.
+    fn native_target(&self, name: &[u8], text: &str) -> Option<(String, String)> {
+        let served = |dialect, name: &[u8]| {
+            let service = self.registry.service(dialect, name);
+            service.is_some_and(|service| self.registry.services[service].list.len() > 0)
+        };
+        let (service, method) = text.rsplit_once('/')?;
+        let native = !served(Dialect::Ez, name)
+            && served(Dialect::Native, service.as_bytes())
+            && !method.is_empty();
+        native.then(|| (service.to_owned(), method.to_owned()))
+    }
+
+    /// Requests with this id that run.
+    fn repeats(&self, id: &Bytes) -> BTreeSet<CallId> {
+        self.ez_ids.get(id).cloned().unwrap_or_default()
+    }
+
+    /// A key for a call that brought none: ours and a number, so nobody else's.
+    fn next_ez_key(&mut self) -> Key {
+        let mut key = [0; 16];
+        key[..8].copy_from_slice(&self.me.0.to_be_bytes());
+        key[8..].copy_from_slice(&self.next_ez_key.to_be_bytes());
+        self.next_ez_key += 1;
+        Key(key)
+    }
+
+    /// The client has had an answer for this id: the repeats that it sent meanwhile get none. Some
+    /// old clients die on an answer that they no longer expect.
+    pub(super) fn answered_siblings(&mut self, call: &Call) {
+        let Origin::Ez(id) = &call.origin else { return };
+        for sibling in self.repeats(id) {
+            let sibling = &mut self.calls[sibling];
+            if sibling.path == call.path {
+                sibling.answered = true;
+            }
+        }
+    }
+
+    /// A call is gone from the table.
+    pub(super) fn forget_ez_id(&mut self, id: CallId, call: &Call) {
+        let Origin::Ez(request) = &call.origin else { return };
+        if let Some(ids) = self.ez_ids.get_mut(request) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.ez_ids.remove(request);
+            }
+        }
+    }
+
+    /// The answer of an old worker; it counts as a beat.
+    pub(super) fn on_ez_reply(
+        &mut self,
+        now: Time,
+        link: Link,
+        packet: &Packet,
+        reply: &EzReply,
+        frames: Vec<Bytes>,
+    ) {
+        let from = PeerId::of_ez(packet.pipe, &reply.peer);
+        let Ok(address) = Address::decode(&reply.address) else { return self.drop_one() };
+        if let Some(slot) = self.registry.worker(&from) {
+            let path = super::registry::Path { link, pipe: packet.pipe, heard: now };
+            self.registry.workers[slot].heard_at(path);
+            self.registry.relevel(slot);
+            self.freed(slot);
+        }
+        if address.owner != self.me {
+            // Its owner is dead. The return path is all that an old client needs.
+            return match address.path.dialect {
+                Dialect::Ez => self.answer_ez(&address.path, reply.id.clone(), frames),
+                Dialect::Native => self.drop_one(),
+            };
+        }
+        match self.assignment(from, address.number) {
+            Some((id, _)) => self.finished_by_worker(now, id, End::Ez(frames)),
+            None => self.drop_one(),
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The other brokers: who lives, and how many tasks each has assigned to which worker.
+//!
+//! Counts are absolute, numbered, and belong to an epoch: a gap asks for a snapshot, a dead epoch
+//! takes its share with it. That is why they cannot drift.
+
+use std::collections::{BTreeSet, HashMap};
+
+use bytes::Bytes;
+use zex_spec::{
+    BEAT_INTERVAL_MS, BEATS_MISSED, BrokerBeat, BrokerId, Hello, Incarnation, Message, Packet,
+    PeerId, Share, Steer, WantSnapshot,
+};
+
+use super::memory::Seeded;
+use super::{Action, Mesh, Timer};
+use crate::Time;
+
+/// Counts that changed are told at most this often: fresh enough for a view under 10 ms, and far
+/// fewer messages than requests.
+const SHARE_MS: u64 = 5;
+/// A snapshot that was asked for may be asked for again after this long.
+const ASK_AGAIN_MS: u64 = 200;
+
+/// Another broker.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) name: String,
+    pub(super) ready: bool,
+    pub(super) heard: Time,
+    /// Its counts by worker; exact up to `sequence`.
+    pub(super) counts: HashMap<PeerId, u32, Seeded>,
+    sequence: u64,
+    /// Whether a snapshot was had, so that numbered shares make sense.
+    pub(super) synced: bool,
+    asked: Option<Time>,
+}
+
+/// Our own share.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
+    /// Workers whose count changed since it was last told.
+    pub(super) dirty: BTreeSet<PeerId>,
+    sequence: u64,
+    snapshot_due: bool,
+    timer: Option<Time>,
+    /// When our own hello was last heard.
+    pub(super) echo: Option<Time>,
+}
+
+impl Mesh {
+    /// Tells every pipe and every broker that we live.
+    pub(super) fn beat(&mut self, goodbye: bool) {
+        let ready = self.ready && !self.draining;
+        for link in self.links() {
+            let beat = BrokerBeat { ready, goodbye };
+            let packet = Packet::from_peer(Steer::Owner(self.me), beat, Bytes::new());
+            self.send(link, packet);
+        }
+        let hello =
+            Hello { name: self.name.clone(), ready, sequence: self.shares.sequence, goodbye };
+        self.tell(hello);
+    }
+
+    pub(super) fn tell(&mut self, message: impl Into<Message>) {
+        let packet = Packet::from_peer(Steer::Owner(self.me), message, Bytes::new());
+        self.actions.push_back(Action::ToState(packet));
+    }
+
+    /// Something a broker said to all.
+    pub(super) fn on_state(&mut self, now: Time, packet: Packet) {
+        let Steer::Owner(from) = packet.steer else { return self.drop_one() };
+        if from == self.me {
+            if matches!(packet.message, Message::Hello(_)) {
+                self.shares.echo = Some(now);
+            }
+            return;
+        }
+        match packet.message {
+            Message::Hello(hello) => self.on_hello(now, from, hello),
+            Message::Share(share) => self.on_share(now, from, share),
+            Message::WantSnapshot(want) if want.of == self.me || want.of == Incarnation::NONE => {
+                self.shares.snapshot_due = true;
+                self.share_soon(now);
+            }
+            Message::WantSnapshot(_) => {}
+            _ => self.drop_one(),
+        }
+    }
+
+    fn on_hello(&mut self, now: Time, from: BrokerId, hello: Hello) {
+        if hello.goodbye {
+            return self.peer_gone(now, from);
+        }
+        let Some(peer) = self.peer(now, from) else { return };
+        peer.heard = now;
+        peer.ready = hello.ready;
+        peer.name = hello.name;
+        if !peer.synced || hello.sequence > peer.sequence {
+            self.want_snapshot(now, from);
+        }
+    }
+
+    fn on_share(&mut self, now: Time, from: BrokerId, share: Share) {
+        let Some(peer) = self.peer(now, from) else { return };
+        let next = peer.synced && share.sequence == peer.sequence + 1;
+        if !share.snapshot && !next {
+            if share.sequence > peer.sequence {
+                self.want_snapshot(now, from);
+            }
+            return;
+        }
+        if share.snapshot && peer.synced && share.sequence < peer.sequence {
+            return;
+        }
+        (peer.sequence, peer.synced) = (share.sequence, true);
+        let mut changes: Vec<(PeerId, u32)> = share.counts;
+        if share.snapshot {
+            let listed: BTreeSet<PeerId> = changes.iter().map(|(worker, _)| *worker).collect();
+            let absent = peer.counts.keys().filter(|worker| !listed.contains(worker));
+            let mut absent: Vec<(PeerId, u32)> = absent.map(|worker| (*worker, 0)).collect();
+            absent.sort_unstable();
+            changes.append(&mut absent);
+        }
+        for (worker, count) in changes {
+            self.foreign_count(from, worker, count);
+        }
+    }
+
+    /// A broker's count at a worker, absolute.
+    fn foreign_count(&mut self, from: BrokerId, worker: PeerId, count: u32) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let old = match count {
+            0 => peer.counts.remove(&worker),
+            _ => peer.counts.insert(worker, count),
+        }
+        .unwrap_or(0);
+        let Some(slot) = self.registry.worker(&worker) else { return };
+        let foreign = &mut self.registry.workers[slot].foreign;
+        *foreign = (*foreign).saturating_sub(old).saturating_add(count);
+        self.registry.relevel(slot);
+        self.freed(slot);
+    }
+
+    /// The broker of this name, new if need be; `None` if a later epoch of it is known.
+    fn peer(&mut self, now: Time, from: BrokerId) -> Option<&mut Peer> {
+        if !self.peers.contains_key(&from) {
+            let same: Vec<BrokerId> =
+                self.peers.keys().filter(|known| known.id() == from.id()).copied().collect();
+            if from.id() == self.me.id() || same.iter().any(|known| known.succeeds(from)) {
+                return None;
+            }
+            same.into_iter().for_each(|older| self.peer_gone(now, older));
+            let peer = Peer {
+                name: String::new(),
+                ready: false,
+                heard: now,
+                counts: HashMap::with_hasher(Seeded(self.settings.seed)),
+                sequence: 0,
+                synced: false,
+                asked: None,
+            };
+            self.peers.insert(from, peer);
+        }
+        self.peers.get_mut(&from)
+    }
+
+    fn want_snapshot(&mut self, now: Time, of: BrokerId) {
+        let Some(peer) = self.peers.get_mut(&of) else { return };
+        if peer.asked.is_none_or(|at| at.plus_ms(ASK_AGAIN_MS) <= now) {
+            peer.asked = Some(now);
+            self.tell(WantSnapshot { of });
+        }
+    }
+
+    /// A broker is gone, and its share with it.
+    fn peer_gone(&mut self, _now: Time, id: BrokerId) {
+        let Some(peer) = self.peers.get(&id) else { return };
+        let mut workers: Vec<PeerId> = peer.counts.keys().copied().collect();
+        workers.sort_unstable();
+        workers.into_iter().for_each(|worker| self.foreign_count(id, worker, 0));
+        self.peers.remove(&id);
+    }
+
+    /// Brokers that have missed their beats. Not while we do not even hear ourselves: then it is
+    /// the state pipe that is silent.
+    pub(super) fn expire_peers(&mut self, now: Time) {
+        let silence_ms = BEAT_INTERVAL_MS * BEATS_MISSED;
+        let deaf = self.shares.echo.is_none_or(|echo| echo.plus_ms(silence_ms) <= now);
+        if deaf {
+            return;
+        }
+        let silent = self.peers.iter().filter(|(_, peer)| peer.heard.plus_ms(silence_ms) <= now);
+        let silent: Vec<BrokerId> = silent.map(|(id, _)| *id).collect();
+        silent.into_iter().for_each(|id| self.peer_gone(now, id));
+    }
+
+    /// Sees to it that changed counts are told within the interval.
+    pub(super) fn share_soon(&mut self, now: Time) {
+        if self.shares.timer.is_none() {
+            let at = now.plus_ms(SHARE_MS);
+            self.shares.timer = Some(at);
+            self.timers.insert((at, Timer::Share));
+        }
+    }
+
+    /// Tells what changed, or everything if somebody asked for it.
+    pub(super) fn share(&mut self) {
+        self.shares.timer = None;
+        let snapshot = std::mem::take(&mut self.shares.snapshot_due);
+        let dirty = std::mem::take(&mut self.shares.dirty);
+        if self.peers.is_empty() && !snapshot {
+            return;
+        }
+        let count = |id: &PeerId| {
+            let slot = self.registry.worker(id);
+            slot.map_or(0, |slot| self.registry.workers[slot].assigned.len() as u32)
+        };
+        let mut counts: Vec<(PeerId, u32)> = if snapshot {
+            let workers =
+                self.registry.workers.iter().filter(|(_, worker)| !worker.assigned.is_empty());
+            workers.map(|(_, worker)| (worker.id, worker.assigned.len() as u32)).collect()
+        } else {
+            dirty.iter().map(|id| (*id, count(id))).collect()
+        };
+        if counts.is_empty() && !snapshot {
+            return;
+        }
+        counts.sort_unstable();
+        self.shares.sequence += 1;
+        let share = Share { sequence: self.shares.sequence, snapshot, counts };
+        self.tell(share);
+    }
+}

@@ -1,0 +1,198 @@
+//! Who serves what: workers with their paths and counts, services with their lists and queues.
+//!
+//! A worker's *level* is what the pick compares: its assignments in our table, plus the shares of
+//! the other brokers, plus what it still holds for brokers that are dead.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use bytes::Bytes;
+use slab::Slab;
+use zex_spec::{Dialect, PeerId, PipeId};
+
+use super::memory::Seeded;
+use super::pick::{LeastAssigned, Seat};
+use super::{CallId, Link};
+use crate::Time;
+
+/// A way to a worker: through which pipe, and when it was last heard there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Path {
+    pub(super) link: Link,
+    pub(super) pipe: PipeId,
+    pub(super) heard: Time,
+}
+
+/// A worker of either dialect.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) id: PeerId,
+    pub(super) dialect: Dialect,
+    /// The routing id at its pipes.
+    pub(super) routing: Bytes,
+    pub(super) name: String,
+    pub(super) version: u32,
+    pub(super) capacity: u32,
+    /// The services that it serves, and its seat in each one's list.
+    pub(super) services: Vec<(usize, Seat)>,
+    /// Newest last. None: lapsed, it gets no work until it is heard again.
+    pub(super) paths: Vec<Path>,
+    /// Our assignments, by number.
+    pub(super) assigned: BTreeSet<u64>,
+    /// The other brokers' assignments.
+    pub(super) foreign: u32,
+    /// What it holds for brokers that are dead.
+    pub(super) orphans: u32,
+    pub(super) heard: Time,
+    /// What its last heartbeat listed.
+    pub(super) in_flight: u32,
+    /// Assignments that its heartbeats do not explain, since when.
+    pub(super) suspects: BTreeMap<u64, Time>,
+}
+
+impl Worker {
+    pub(super) fn level(&self) -> u32 {
+        self.assigned.len() as u32 + self.foreign + self.orphans
+    }
+
+    /// The level that the pick sees: none while it has no path or no room.
+    fn eligible(&self) -> Option<u32> {
+        let level = self.level();
+        (!self.paths.is_empty() && level < self.capacity).then_some(level)
+    }
+
+    /// The way that it was last heard on.
+    pub(super) fn path(&self) -> Option<Path> {
+        self.paths.last().copied()
+    }
+
+    /// It was heard through this pipe.
+    pub(super) fn heard_at(&mut self, path: Path) {
+        self.paths.retain(|known| known.pipe != path.pipe);
+        self.paths.push(path);
+        self.heard = path.heard;
+    }
+}
+
+/// Services are found by name; the two dialects do not mix.
+pub(super) type ServiceName = (Dialect, Bytes);
+
+/// A service that has workers, had some lately, or is waited for.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) name: ServiceName,
+    pub(super) list: LeastAssigned,
+    /// Calls that wait, oldest first.
+    pub(super) queue: BTreeSet<CallId>,
+    pub(super) queue_bytes: usize,
+    /// When a worker of it was last lost: what it knew of keys cannot be asked any more.
+    pub(super) last_loss: Option<Time>,
+}
+
+/// All workers and services.
+#[derive(Debug)]
+pub(super) struct Registry {
+    pub(super) workers: Slab<Worker>,
+    pub(super) services: Slab<Service>,
+    by_id: HashMap<PeerId, usize, Seeded>,
+    by_name: HashMap<ServiceName, usize, Seeded>,
+}
+
+impl Registry {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            workers: Slab::new(),
+            services: Slab::new(),
+            by_id: HashMap::with_hasher(Seeded(seed)),
+            by_name: HashMap::with_hasher(Seeded(seed)),
+        }
+    }
+
+    pub(super) fn worker(&self, id: &PeerId) -> Option<usize> {
+        self.by_id.get(id).copied()
+    }
+
+    pub(super) fn service(&self, dialect: Dialect, name: &[u8]) -> Option<usize> {
+        // The key wants to own its bytes; a static slice would do, but names come off the wire.
+        self.by_name.get(&(dialect, Bytes::copy_from_slice(name))).copied()
+    }
+
+    /// The service of this name, new if need be.
+    pub(super) fn service_or_new(&mut self, dialect: Dialect, name: &[u8]) -> usize {
+        let name = (dialect, Bytes::copy_from_slice(name));
+        if let Some(service) = self.by_name.get(&name) {
+            return *service;
+        }
+        let service = self.services.insert(Service {
+            name: name.clone(),
+            list: LeastAssigned::default(),
+            queue: BTreeSet::new(),
+            queue_bytes: 0,
+            last_loss: None,
+        });
+        self.by_name.insert(name, service);
+        service
+    }
+
+    pub(super) fn add(&mut self, worker: Worker) -> usize {
+        let id = worker.id;
+        let slot = self.workers.insert(worker);
+        self.by_id.insert(id, slot);
+        slot
+    }
+
+    /// Makes the worker serve exactly these.
+    pub(super) fn serve(&mut self, slot: usize, dialect: Dialect, names: &[&[u8]], now: Time) {
+        let wanted: BTreeSet<usize> =
+            names.iter().map(|name| self.service_or_new(dialect, name)).collect();
+        let had = std::mem::take(&mut self.workers[slot].services);
+        let mut has = Vec::with_capacity(wanted.len());
+        for (service, seat) in had {
+            if wanted.contains(&service) {
+                has.push((service, seat));
+            } else {
+                self.services[service].list.leave(seat);
+                self.services[service].last_loss = Some(now);
+            }
+        }
+        for service in wanted {
+            if !has.iter().any(|(known, _)| *known == service) {
+                has.push((service, self.services[service].list.join(slot as u32)));
+            }
+        }
+        self.workers[slot].services = has;
+        self.relevel(slot);
+    }
+
+    /// Tells the lists the worker's level after any change to it.
+    pub(super) fn relevel(&mut self, slot: usize) {
+        let level = self.workers[slot].eligible();
+        let Self { workers, services, .. } = self;
+        for (service, seat) in &workers[slot].services {
+            services[*service].list.place(*seat, level);
+        }
+    }
+
+    /// Takes a worker out; what it held is the caller's to settle.
+    pub(super) fn remove(&mut self, slot: usize, now: Time) -> Worker {
+        let worker = self.workers.remove(slot);
+        self.by_id.remove(&worker.id);
+        for (service, seat) in &worker.services {
+            self.services[*service].list.leave(*seat);
+            self.services[*service].last_loss = Some(now);
+        }
+        worker
+    }
+
+    /// Forgets services that nobody serves, waits for, or could ask about.
+    pub(super) fn sweep(&mut self, now: Time, keep_ms: u64) {
+        let Self { services, by_name, .. } = self;
+        services.retain(|_, service| {
+            let lost_lately = service.last_loss.is_some_and(|at| at.plus_ms(keep_ms) > now);
+            let keep = service.list.len() > 0 || !service.queue.is_empty() || lost_lately;
+            if !keep {
+                by_name.remove(&service.name);
+            }
+            keep
+        });
+    }
+}

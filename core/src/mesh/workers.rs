@@ -1,0 +1,257 @@
+//! Workers come, beat, change, leave and die.
+//!
+//! ```text
+//!            Register / EZ beat            no path left (bounce, PeerGone)
+//!   unknown ───────────────────▶ live ─────────────────────────────────────▶ lapsed
+//!      ▲                          │ ▲                 heard again              │ │
+//!      │    Goodbye, 3 beats      │ └──────────────────────────────────────────┘ │
+//!      └──────────────────────────┴──────────────── 3 beats missed ◀─────────────┘
+//! ```
+//!
+//! A lapsed worker is not picked, but what it holds is not given up yet: its pipe may only have
+//! been restarted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use zex_spec::{
+    BEAT_INTERVAL_MS, BEATS_MISSED, Dialect, EZ_BEAT_INTERVAL_MS, Enquire, Heartbeat, Message,
+    Packet, PeerGone, PeerId, Register, Steer,
+};
+
+use super::registry::{Path, Worker};
+use super::{Link, Mesh};
+use crate::Time;
+
+/// What a heartbeat does not explain for this long is lost. Less than a beat's interval, so that
+/// two beats in a row decide; more than what lies between the copies of one beat on two pipes.
+const SUSPECT_MS: u64 = 400;
+/// Work may be on its way for this long before a heartbeat must have seen it.
+const TRANSIT_MS: u64 = 1_000;
+/// Tasks that an EZ worker takes at once: it cannot say, and the old brokers knew no limit.
+pub(super) const EZ_CAPACITY: u32 = 1_000;
+
+impl Mesh {
+    /// A worker says what it serves.
+    pub(super) fn on_register(
+        &mut self,
+        now: Time,
+        link: Link,
+        packet: &Packet,
+        register: Register,
+    ) {
+        let path = Path { link, pipe: packet.pipe, heard: now };
+        let slot = match self.registry.worker(&packet.peer) {
+            Some(slot) => slot,
+            None => self.new_worker(
+                now,
+                packet.peer,
+                Dialect::Native,
+                Bytes::copy_from_slice(&packet.peer.0),
+            ),
+        };
+        let worker = &mut self.registry.workers[slot];
+        worker.heard_at(path);
+        if worker.version <= register.version {
+            worker.name = register.name;
+            worker.version = register.version;
+            worker.capacity = register.capacity;
+            let names: Vec<&[u8]> = register.services.iter().map(String::as_bytes).collect();
+            let left: Vec<usize> = worker.services.iter().map(|(service, _)| *service).collect();
+            self.registry.serve(slot, Dialect::Native, &names, now);
+            left.into_iter().for_each(|service| self.nobody_left(now, service));
+        }
+        self.registry.relevel(slot);
+        self.freed(slot);
+    }
+
+    /// An EZ worker's beat, which is its registration.
+    pub(super) fn on_ez_beat(
+        &mut self,
+        now: Time,
+        link: Link,
+        packet: &Packet,
+        peer: &Bytes,
+        service: &[u8],
+    ) {
+        let id = PeerId::of_ez(packet.pipe, peer);
+        let slot = match self.registry.worker(&id) {
+            Some(slot) => slot,
+            None => {
+                let slot = self.new_worker(now, id, Dialect::Ez, peer.clone());
+                self.registry.workers[slot].capacity = EZ_CAPACITY;
+                slot
+            }
+        };
+        self.registry.workers[slot].heard_at(Path { link, pipe: packet.pipe, heard: now });
+        let serves = self.registry.service(Dialect::Ez, service);
+        let same =
+            self.registry.workers[slot].services.iter().any(|(known, _)| Some(*known) == serves);
+        if !same {
+            self.registry.serve(slot, Dialect::Ez, &[service], now);
+        }
+        self.registry.relevel(slot);
+        self.freed(slot);
+    }
+
+    fn new_worker(&mut self, now: Time, id: PeerId, dialect: Dialect, routing: Bytes) -> usize {
+        let foreign = self.peers.values().filter_map(|peer| peer.counts.get(&id)).sum();
+        self.registry.add(Worker {
+            id,
+            dialect,
+            name: String::from_utf8_lossy(&routing).into_owned(),
+            routing,
+            version: 0,
+            capacity: 0,
+            services: Vec::new(),
+            paths: Vec::new(),
+            assigned: BTreeSet::new(),
+            foreign,
+            orphans: 0,
+            heard: now,
+            in_flight: 0,
+            suspects: BTreeMap::new(),
+        })
+    }
+
+    /// A worker lives, and says what it really holds.
+    pub(super) fn on_heartbeat(&mut self, now: Time, link: Link, packet: &Packet, beat: Heartbeat) {
+        let path = Path { link, pipe: packet.pipe, heard: now };
+        let known = self.registry.worker(&packet.peer);
+        let current = known.filter(|slot| self.registry.workers[*slot].version == beat.version);
+        let Some(slot) = current else {
+            return self.send_to_worker(path, packet.peer, Enquire {});
+        };
+        let (mut in_flight, mut orphans, mut lost) = (0, 0, Vec::new());
+        let (mut seen, mut held) = (0, BTreeSet::new());
+        for entry in beat.held {
+            in_flight += entry.numbers.len() as u32;
+            if entry.owner == self.me {
+                (seen, held) = (entry.seen, entry.numbers.into_iter().collect());
+            } else if !self.peers.contains_key(&entry.owner) {
+                orphans += entry.numbers.len() as u32;
+            }
+        }
+        let worker = &mut self.registry.workers[slot];
+        worker.heard_at(path);
+        (worker.in_flight, worker.orphans) = (in_flight, orphans);
+        let mut suspects = BTreeMap::new();
+        for number in worker.assigned.difference(&held).copied() {
+            let since = worker.suspects.get(&number).copied().unwrap_or(now);
+            let patience_ms = if number <= seen { SUSPECT_MS } else { TRANSIT_MS };
+            if since.plus_ms(patience_ms) <= now {
+                lost.push(number);
+            } else {
+                suspects.insert(number, since);
+            }
+        }
+        worker.suspects = suspects;
+        self.registry.relevel(slot);
+        self.freed(slot);
+        self.stats.drift += lost.len() as u64;
+        for number in lost {
+            self.may_have_begun(
+                now,
+                number,
+                packet.peer,
+                "the worker does not hold it, and its answer never came",
+            );
+        }
+    }
+
+    /// A worker leaves and holds nothing.
+    pub(super) fn on_goodbye(&mut self, now: Time, id: &PeerId) {
+        if let Some(slot) = self.registry.worker(id) {
+            self.worker_dead(now, slot, "the worker left with it");
+        }
+    }
+
+    /// A connection at a worker pipe has ended.
+    pub(super) fn on_peer_gone(&mut self, now: Time, packet: &Packet, gone: &PeerGone) {
+        let native = gone.peer.as_ref().try_into().map(PeerId).ok();
+        let ez = PeerId::of_ez(packet.pipe, &gone.peer);
+        for id in native.into_iter().chain([ez]) {
+            if let Some(slot) = self.registry.worker(&id) {
+                self.path_lost(now, slot, packet);
+            }
+        }
+    }
+
+    /// A worker cannot be reached through this pipe any more.
+    pub(super) fn path_lost(&mut self, now: Time, slot: usize, packet: &Packet) {
+        let worker = &mut self.registry.workers[slot];
+        worker.paths.retain(|path| path.pipe != packet.pipe);
+        if worker.paths.is_empty() && worker.dialect == Dialect::Ez {
+            // Its routing id was this pipe's alone; whoever comes back has another.
+            return self.worker_dead(
+                now,
+                slot,
+                "the worker's connection ended while it had the request",
+            );
+        }
+        self.registry.relevel(slot);
+    }
+
+    /// Workers that have missed their beats.
+    pub(super) fn expire_workers(&mut self, now: Time) {
+        let silence_ms = |dialect| match dialect {
+            Dialect::Native => BEAT_INTERVAL_MS * BEATS_MISSED,
+            Dialect::Ez => EZ_BEAT_INTERVAL_MS * BEATS_MISSED,
+        };
+        let silent: Vec<(usize, Dialect)> = self
+            .registry
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.heard.plus_ms(silence_ms(worker.dialect)) <= now)
+            .map(|(slot, worker)| (slot, worker.dialect))
+            .collect();
+        for (slot, dialect) in silent {
+            let busy = !self.registry.workers[slot].assigned.is_empty();
+            if dialect == Dialect::Ez && busy {
+                // It may only be busy, and answer late: no new work, and its calls have their own
+                // deadline.
+                self.registry.workers[slot].paths.clear();
+                self.registry.relevel(slot);
+            } else {
+                self.worker_dead(now, slot, "the worker died while it had the call");
+            }
+        }
+    }
+
+    fn worker_dead(&mut self, now: Time, slot: usize, why: &str) {
+        let worker = &self.registry.workers[slot];
+        let (numbers, id) = (worker.assigned.clone(), worker.id);
+        let services: Vec<usize> = worker.services.iter().map(|(service, _)| *service).collect();
+        self.registry.workers[slot].paths.clear();
+        self.registry.relevel(slot);
+        for number in numbers {
+            self.may_have_begun(now, number, id, why);
+        }
+        self.shares.dirty.insert(id);
+        self.registry.remove(slot, now);
+        services.into_iter().for_each(|service| self.nobody_left(now, service));
+    }
+
+    /// The worker may have room: its services' queues are to be looked at.
+    pub(super) fn freed(&mut self, slot: usize) {
+        let Self { registry, to_pump, .. } = self;
+        for (service, _) in &registry.workers[slot].services {
+            if !registry.services[*service].queue.is_empty() {
+                to_pump.insert(*service);
+            }
+        }
+    }
+
+    /// Our assignments at this worker have changed: the lists and the other brokers must know.
+    pub(super) fn count_changed(&mut self, now: Time, slot: usize) {
+        self.registry.relevel(slot);
+        self.shares.dirty.insert(self.registry.workers[slot].id);
+        self.share_soon(now);
+    }
+
+    pub(super) fn send_to_worker(&mut self, way: Path, peer: PeerId, message: impl Into<Message>) {
+        let mut packet = Packet::from_peer(Steer::Owner(self.me), message, Bytes::new());
+        (packet.pipe, packet.peer) = (way.pipe, peer);
+        self.send(way.link, packet);
+    }
+}
