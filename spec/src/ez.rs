@@ -14,7 +14,10 @@
 
 use bytes::Bytes;
 
-use crate::{Malformed, Result};
+use crate::{
+    MAX_ADDRESS_BYTES, MAX_BODY_BYTES, MAX_EZ_ID_BYTES, MAX_FRAMES, MAX_NAME_BYTES, Malformed,
+    Result,
+};
 
 /// What an old client sends.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,19 +56,41 @@ pub const OK: &[u8] = b"OK";
 /// The first body frame of a bad one; the second says why.
 pub const ERR: &[u8] = b"ERR";
 
+/// Between pipe and broker all of these stand in one header, which is bounded; so are they.
+fn check_id(id: &Bytes) -> Result<()> {
+    match id.len() {
+        1..=MAX_EZ_ID_BYTES => Ok(()),
+        _ => Err(Malformed::Ez("a request id has 1 to 255 bytes")),
+    }
+}
+
+fn check_service(service: &Bytes) -> Result<()> {
+    match service.len() {
+        1..=MAX_NAME_BYTES => Ok(()),
+        len => Err(Malformed::Name { what: "service", len }),
+    }
+}
+
+fn check_body(frames: &[Bytes], body: &[Bytes]) -> Result<()> {
+    if frames.len() > MAX_FRAMES {
+        return Err(Malformed::FrameCount(frames.len()));
+    }
+    match body.iter().map(Bytes::len).sum() {
+        0..=MAX_BODY_BYTES => Ok(()),
+        len => Err(Malformed::BodyTooLong { len, limit: MAX_BODY_BYTES }),
+    }
+}
+
 /// Reads what a client sent.
 ///
 /// # Errors
-/// [`Malformed::Ez`] names the frame that is wrong.
+/// [`Malformed`] names what is wrong: a frame, the service's name, the number of frames.
 pub fn decode_request(frames: &[Bytes]) -> Result<Request> {
     match frames {
         [empty, tag, id, service, body @ ..] if empty.is_empty() && tag == REQUEST => {
-            if id.is_empty() {
-                return Err(Malformed::Ez("frame 2: the request id is empty"));
-            }
-            if service.is_empty() {
-                return Err(Malformed::Ez("frame 3: the service is empty"));
-            }
+            check_id(id)?;
+            check_service(service)?;
+            check_body(frames, body)?;
             Ok(Request { id: id.clone(), service: service.clone(), body: body.to_vec() })
         }
         [empty, tag, ..] if empty.is_empty() && tag != REQUEST => {
@@ -78,18 +103,21 @@ pub fn decode_request(frames: &[Bytes]) -> Result<Request> {
 /// Reads what a worker sent.
 ///
 /// # Errors
-/// [`Malformed::Ez`] says what was expected.
+/// [`Malformed`] names what is wrong: a frame, the service's name, the number of frames.
 pub fn decode_from_worker(frames: &[Bytes]) -> Result<FromWorker> {
     match frames {
         [empty, tag, kind, service] if empty.is_empty() && tag == FROM_WORKER && kind == BEAT => {
-            if service.is_empty() {
-                return Err(Malformed::Ez("frame 3: the service is empty"));
-            }
+            check_service(service)?;
             Ok(FromWorker::Beat(service.clone()))
         }
         [empty, tag, kind, address, middle, id, body @ ..]
             if empty.is_empty() && tag == FROM_WORKER && kind == REPLY && middle.is_empty() =>
         {
+            check_id(id)?;
+            check_body(frames, body)?;
+            if !(1..=MAX_ADDRESS_BYTES).contains(&address.len()) {
+                return Err(Malformed::Ez("frame 3: that address was never given out"));
+            }
             Ok(FromWorker::Reply { address: address.clone(), id: id.clone(), body: body.to_vec() })
         }
         _ => Err(Malformed::Ez(

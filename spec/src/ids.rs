@@ -207,6 +207,8 @@ pub struct Address {
 const ADDRESS_FIXED_BYTES: usize = 25;
 /// ZeroMQ allows routing ids of 1 to 255 bytes.
 pub const MAX_ROUTING_ID_BYTES: usize = 255;
+/// Bytes of the longest address.
+pub const MAX_ADDRESS_BYTES: usize = ADDRESS_FIXED_BYTES + MAX_ROUTING_ID_BYTES;
 
 impl Address {
     /// The bytes that travel.

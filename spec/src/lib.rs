@@ -20,6 +20,7 @@ mod message;
 mod packet;
 mod prefix;
 pub mod proto;
+mod shape;
 mod status;
 
 pub use ids::*;
@@ -36,6 +37,9 @@ pub const MAX_FRAMES: usize = 64;
 /// Largest message body, in bytes. gRPC's default limit is 4 MiB; four times that leaves room and
 /// still bounds what one peer can make a queue hold.
 pub const MAX_BODY_BYTES: usize = 16 << 20;
+/// Longest request id of an EZ message, in bytes. Old clients send 4 to 36; whoever remembers ids
+/// must not be made to remember megabytes.
+pub const MAX_EZ_ID_BYTES: usize = 255;
 /// Largest body of one [`Chunk`], in bytes: small enough that others get their turn.
 pub const MAX_CHUNK_BYTES: usize = 64 << 10;
 /// What the sender of a stream may send before the first [`Credit`], in bytes.
@@ -86,6 +90,14 @@ pub enum Malformed {
     /// A message of the wrong number of frames.
     #[error("a message of this kind does not have {0} frames")]
     FrameCount(usize),
+    /// A body over the limit.
+    #[error("a body of {len} bytes is over the limit of {limit}")]
+    BodyTooLong {
+        /// Its bytes.
+        len: usize,
+        /// [`MAX_BODY_BYTES`], or [`MAX_CHUNK_BYTES`] of a chunk.
+        limit: usize,
+    },
     /// An empty or overlong name.
     #[error("a {what} name has 1 to 255 bytes, not {len}")]
     Name {

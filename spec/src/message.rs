@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::shape::Shape::{self, Bin, Bin16, Bool, Fields, List, Str, Uint};
 use crate::{Incarnation, Key, Malformed, PeerId, Result};
 
 /// How a call wants to be treated; bits of [`Call::options`].
@@ -336,7 +337,7 @@ pub struct EzReply {
 }
 
 macro_rules! messages {
-    ($($kind:literal $name:ident: $who:literal,)*) => {
+    ($($kind:literal $name:ident [$($field:expr),*]: $who:literal,)*) => {
         /// The whole protocol, by kind.
         ///
         #[doc = concat!("| kind | message | from → to |\n| --- | --- | --- |\n",
@@ -367,8 +368,13 @@ macro_rules! messages {
             /// Reads the MessagePack header of a message of this kind.
             pub(crate) fn decode_header(kind: u8, from: &[u8]) -> Result<Self> {
                 match kind {
-                    $($kind => rmp_serde::from_slice(from).map(Self::$name)
-                        .map_err(|error| Malformed::Header { message: stringify!($name), reason: error.to_string() }),)*
+                    $($kind => {
+                        const SHAPE: Shape = Fields(&[$($field),*]);
+                        let malformed = |reason| Malformed::Header { message: stringify!($name), reason };
+                        SHAPE.check(from).map_err(malformed)?;
+                        rmp_serde::from_slice(from).map(Self::$name)
+                            .map_err(|error| malformed(error.to_string()))
+                    })*
                     other => Err(Malformed::Kind(other)),
                 }
             }
@@ -381,32 +387,32 @@ macro_rules! messages {
 }
 
 messages! {
-    0x01 Call: "client → broker (home)",
-    0x02 Cancel: "client → broker, broker → worker",
-    0x03 Credit: "client → broker (owner), broker → worker",
-    0x04 Accepted: "broker → client",
-    0x05 Reply: "worker → broker (owner), broker → client",
-    0x06 Chunk: "worker → broker (owner), broker → client",
-    0x07 BrokerDown: "in pipe → client",
-    0x11 Work: "broker → worker",
-    0x12 Busy: "worker → broker (owner)",
-    0x13 Ask: "broker → worker",
-    0x14 Answer: "worker → broker (owner)",
-    0x15 Register: "worker → every broker",
-    0x16 Heartbeat: "worker → every broker",
-    0x17 Goodbye: "worker → every broker",
-    0x18 Enquire: "broker → worker",
-    0x21 BrokerBeat: "broker → pipe",
-    0x22 PipeBeat: "pipe → broker",
-    0x23 PeerGone: "pipe → every broker",
-    0x31 Hello: "broker → every broker",
-    0x32 Share: "broker → every broker",
-    0x33 WantSnapshot: "broker → every broker",
-    0x41 EzCall: "in pipe → broker (home)",
-    0x42 EzAnswer: "broker → in pipe",
-    0x43 EzBeat: "worker pipe → every broker",
-    0x44 EzWork: "broker → worker pipe",
-    0x45 EzReply: "worker pipe → broker (owner)",
+    0x01 Call [Bin16, Str, Str, Uint, Uint, Uint, Uint]: "client → broker (home)",
+    0x02 Cancel [Bin16]: "client → broker, broker → worker",
+    0x03 Credit [Bin16, Uint]: "client → broker (owner), broker → worker",
+    0x04 Accepted [Bin16]: "broker → client",
+    0x05 Reply [Bin, Bin16, Uint, Str, Uint]: "worker → broker (owner), broker → client",
+    0x06 Chunk [Bin, Bin16, Uint]: "worker → broker (owner), broker → client",
+    0x07 BrokerDown []: "in pipe → client",
+    0x11 Work [Bin, Bin16, Str, Str, Uint, Uint, Uint]: "broker → worker",
+    0x12 Busy [Bin, Bin16]: "worker → broker (owner)",
+    0x13 Ask [Bin16, Uint]: "broker → worker",
+    0x14 Answer [Bin16, Uint]: "worker → broker (owner)",
+    0x15 Register [Str, Uint, Uint, List(&Str)]: "worker → every broker",
+    0x16 Heartbeat [Uint, List(&Fields(&[Uint, Uint, List(&Uint)]))]: "worker → every broker",
+    0x17 Goodbye []: "worker → every broker",
+    0x18 Enquire []: "broker → worker",
+    0x21 BrokerBeat [Bool, Bool]: "broker → pipe",
+    0x22 PipeBeat [Uint]: "pipe → broker",
+    0x23 PeerGone [Bin]: "pipe → every broker",
+    0x31 Hello [Str, Bool, Uint, Bool]: "broker → every broker",
+    0x32 Share [Uint, Bool, List(&Fields(&[Bin16, Uint]))]: "broker → every broker",
+    0x33 WantSnapshot [Uint]: "broker → every broker",
+    0x41 EzCall [Bin, Bin, Bin]: "in pipe → broker (home)",
+    0x42 EzAnswer [Bin, Bin]: "broker → in pipe",
+    0x43 EzBeat [Bin, Bin]: "worker pipe → every broker",
+    0x44 EzWork [Bin, Bin, Bin]: "broker → worker pipe",
+    0x45 EzReply [Bin, Bin, Bin]: "worker pipe → broker (owner)",
 }
 
 /// `Bytes` as MessagePack `bin`.

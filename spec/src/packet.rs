@@ -8,8 +8,8 @@ use bytes::Bytes;
 
 use crate::message::{EzBeat, EzCall};
 use crate::{
-    Flags, Incarnation, MAX_FRAMES, MAX_HEADER_BYTES, MAX_NAME_BYTES, Malformed, Message,
-    PREFIX_BYTES, PeerId, PipeId, Prefix, Result, Steer,
+    Flags, Incarnation, MAX_BODY_BYTES, MAX_CHUNK_BYTES, MAX_FRAMES, MAX_HEADER_BYTES,
+    MAX_NAME_BYTES, Malformed, Message, PREFIX_BYTES, PeerId, PipeId, Prefix, Result, Steer,
 };
 
 /// Bodies up to this many bytes travel in the frame of their header: up to here a copy is cheaper
@@ -139,6 +139,13 @@ impl Packet {
         } else {
             return Err(Malformed::FrameCount(frames.len() + 1));
         };
+        let limit = match message {
+            Message::Chunk(_) => MAX_CHUNK_BYTES,
+            _ => MAX_BODY_BYTES,
+        };
+        if body.len() > limit {
+            return Err(Malformed::BodyTooLong { len: body.len(), limit });
+        }
         let (steer, pipe, peer) = (prefix.steer, prefix.pipe, prefix.peer);
         Ok(Self { steer, pipe, peer, bounced: prefix.flags.has(Flags::BOUNCED), message, body })
     }
@@ -168,11 +175,8 @@ fn check_names(message: &Message) -> Result<()> {
             fits("method", &work.method)
         }
         Message::Register(register) => {
-            register.services.iter().try_for_each(|service| fits("service", service))?;
-            if register.name.len() > MAX_NAME_BYTES {
-                return Err(Malformed::Name { what: "worker", len: register.name.len() });
-            }
-            Ok(())
+            fits("worker", &register.name)?;
+            register.services.iter().try_for_each(|service| fits("service", service))
         }
         Message::EzCall(EzCall { service, .. }) | Message::EzBeat(EzBeat { service, .. }) => {
             match service.len() {
