@@ -1,0 +1,577 @@
+//! A client's calls: sent, sent again, and each ended exactly once.
+//!
+//! ```text
+//!              ┌────────────── bounced or refused: by the next path, then with pauses ────┐
+//!   Call ─▶ Sent ── no sign for 1 s (3 s after a sign), BrokerDown: attempt + 1 ─▶ Sent   │
+//!              │ ◀──────────────────────────────── Paused ◀───────────────────────────────┘
+//!              │ first chunk ─▶ Streaming ── gap, 2 s of silence, BrokerDown ─▶ UNAVAILABLE
+//!              └─ Reply ─▶ its outcome       deadline ─▶ DEADLINE_EXCEEDED     cancel ─▶ CANCELLED
+//! ```
+//!
+//! Driven by `zex-client` (one thread, one DEALER for each path) and by the simulator. Whoever
+//! drives it hands back a refused packet before the next action is taken, keeps what
+//! [`Action::Chunk`] gives until it is read, and says so with [`Event::Consumed`].
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use zex_spec::{
+    BrokerId, Call, Cancel, Chunk, Code, Credit, Key, MAX_BODY_BYTES, MAX_NAME_BYTES, Message,
+    Options, Packet, Reply, ServiceHash, Status, Steer,
+};
+
+use super::receiver::{Arrival, Receiver, SILENCE_MS};
+use super::timers::Timers;
+use super::{Path, jitter};
+use crate::Time;
+
+/// No sign of a call for so long: it is sent again, ms.
+const RESEND_MS: u64 = 1_000;
+/// A broker has said that it has the call: so long until it is asked again, ms.
+const RESEND_SIGNED_MS: u64 = 3_000;
+/// The first pause when every path gave a call back, ms.
+const PAUSE_MS: u64 = 50;
+/// The longest pause, ms.
+const PAUSE_MAX_MS: u64 = 500;
+/// A call that does not wait for a worker gives up after so long without a ready broker, ms.
+const NO_BROKER_MS: u64 = 1_000;
+/// A path that gave something back is not anybody's first choice for so long, ms.
+const SHUN_MS: u64 = 500;
+/// A credit that came back unsent is tried again after so long, ms.
+const CREDIT_RETRY_MS: u64 = 50;
+/// From this size on a request asks to be acknowledged, bytes: to send it a second time only
+/// because its answer takes a second would be dearer than the acknowledgement.
+const ACKNOWLEDGE_BYTES: usize = 64 << 10;
+
+/// What a session holds at most; a call above it ends with `RESOURCE_EXHAUSTED` at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Calls that wait for their end.
+    pub calls: usize,
+    /// Bytes of their requests, which are kept to be sent again.
+    pub bytes: usize,
+}
+
+impl Default for Limits {
+    /// 65,536 calls: more than a mesh answers in a second; and 256 MiB.
+    fn default() -> Self {
+        Self { calls: 1 << 16, bytes: 256 << 20 }
+    }
+}
+
+/// A call to be made.
+#[derive(Debug, Clone)]
+pub struct NewCall {
+    /// Random, or derived from what the call is for. Not in use by another waiting call: see
+    /// [`Session::knows`].
+    pub key: Key,
+    /// `pkg.Service`.
+    pub service: String,
+    /// `Method`.
+    pub method: String,
+    /// The request.
+    pub body: Bytes,
+    /// When it ends at the latest.
+    pub deadline: Time,
+    /// How it wants to be treated.
+    pub options: Options,
+}
+
+/// What happens to a client.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Somebody calls.
+    Call(NewCall),
+    /// The caller takes the call back.
+    Cancel(Key),
+    /// The reader of a stream has taken so many bytes of chunks.
+    Consumed(Key, u32),
+    /// A pipe delivered this.
+    FromPipe(Path, Packet),
+    /// An action could not be carried out: the path's queue is full or nobody is connected.
+    Refused(Path, Packet),
+    /// The time that `poll_timeout` named has come.
+    Tick,
+}
+
+/// What a client wants done, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Send this without waiting; if it would block, hand it back as [`Event::Refused`] at once.
+    ToPipe(Path, Packet),
+    /// The next part of a stream, for its reader; see [`super::Messages`].
+    Chunk(Key, Bytes),
+    /// The one end of a call: the reply, or why there is none. For a stream that ended well the
+    /// bytes, if there are any, are one last message.
+    End(Key, Result<Bytes, Status>),
+}
+
+/// Where a call stands.
+#[derive(Debug)]
+enum Phase {
+    /// Underway; no part of an answer has come.
+    Sent,
+    /// Given back by every path; to be sent at its due time.
+    Paused,
+    /// Its stream has begun.
+    Streaming(Receiver),
+}
+
+#[derive(Debug)]
+struct Pending {
+    /// As it was sent last.
+    call: Call,
+    body: Bytes,
+    began: Time,
+    deadline: Time,
+    /// When it has to be looked at: see `Timers`.
+    due: Time,
+    /// Where it was sent last.
+    path: Path,
+    /// Who has said that it has the call.
+    owner: Option<BrokerId>,
+    phase: Phase,
+    /// How often in a row it came back.
+    returns: u32,
+    /// When it came back first in that row.
+    returned_since: Time,
+}
+
+/// The client's end of the protocol.
+#[derive(Debug)]
+pub struct Session {
+    paths: Vec<Time>,
+    next_path: Path,
+    limits: Limits,
+    calls: BTreeMap<Key, Pending>,
+    bytes: usize,
+    timers: Timers<Key>,
+    actions: VecDeque<Action>,
+    dropped: u64,
+}
+
+impl Session {
+    /// A client with so many in pipes (one at least).
+    pub fn new(paths: u8, limits: Limits) -> Self {
+        Self {
+            paths: vec![Time(0); usize::from(paths.max(1))],
+            next_path: Path(0),
+            limits,
+            calls: BTreeMap::new(),
+            bytes: 0,
+            timers: Timers::new(),
+            actions: VecDeque::new(),
+            dropped: 0,
+        }
+    }
+
+    /// Whether a call with this key waits for its end.
+    pub fn knows(&self, key: &Key) -> bool {
+        self.calls.contains_key(key)
+    }
+
+    /// Calls that wait for their end.
+    pub fn waiting(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Messages that were dropped because nothing waited for them or nobody should send them.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// What to do next.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to come back with [`Event::Tick`].
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.timers.next()
+    }
+
+    /// Takes one event.
+    pub fn handle(&mut self, now: Time, event: Event) {
+        match event {
+            Event::Call(call) => self.begin(now, call),
+            Event::Cancel(key) => {
+                self.take_back(&key, Status::new(Code::Cancelled, "the caller took the call back"));
+            }
+            Event::Consumed(key, bytes) => self.consumed(&key, bytes),
+            Event::FromPipe(path, packet) if packet.bounced => self.came_back(now, path, packet),
+            Event::FromPipe(path, packet) => self.arrived(now, path, packet),
+            Event::Refused(path, packet) => self.came_back(now, path, packet),
+            Event::Tick => {
+                while let Some(key) = self.timers.peek(now) {
+                    self.look_at(now, key);
+                }
+            }
+        }
+    }
+
+    // ── calls ────────────────────────────────────────────────────────────────────────────────
+
+    fn begin(&mut self, now: Time, new: NewCall) {
+        if self.knows(&new.key) {
+            // Two calls of one key are one call; its end would not say whose it is.
+            self.dropped += 1;
+            return;
+        }
+        if let Err(status) = self.check(now, &new) {
+            self.actions.push_back(Action::End(new.key, Err(status)));
+            return;
+        }
+        let large = new.body.len() >= ACKNOWLEDGE_BYTES;
+        let options = if large { new.options.with(Options::ACKNOWLEDGE) } else { new.options };
+        let (key, path) = (new.key, self.first_path(now));
+        self.bytes += new.body.len();
+        let call = Call {
+            key,
+            service: new.service,
+            method: new.method,
+            deadline_ms: 0,
+            attempt: 0,
+            age_ms: 0,
+            options,
+        };
+        let pending = Pending {
+            call,
+            body: new.body,
+            began: now,
+            deadline: new.deadline,
+            due: new.deadline,
+            path,
+            owner: None,
+            phase: Phase::Sent,
+            returns: 0,
+            returned_since: now,
+        };
+        self.timers.set(key, pending.due);
+        self.calls.insert(key, pending);
+        self.send(now, &key, path);
+    }
+
+    fn check(&self, now: Time, new: &NewCall) -> Result<(), Status> {
+        let fail = |code, text: String| Err(Status::new(code, text));
+        for (what, name) in [("service", &new.service), ("method", &new.method)] {
+            if !(1..=MAX_NAME_BYTES).contains(&name.len()) {
+                let text = format!("a {what} name has 1 to {MAX_NAME_BYTES} bytes, not {}", name.len());
+                return fail(Code::InvalidArgument, text);
+            }
+        }
+        if new.body.len() > MAX_BODY_BYTES {
+            let text = format!("the request has {} bytes, at most {MAX_BODY_BYTES} travel", new.body.len());
+            return fail(Code::InvalidArgument, text);
+        }
+        if self.calls.len() >= self.limits.calls {
+            let text = format!("{} calls of this client wait already", self.calls.len());
+            return fail(Code::ResourceExhausted, text);
+        }
+        if self.bytes + new.body.len() > self.limits.bytes {
+            let text = format!("requests of {} bytes of this client wait already", self.bytes);
+            return fail(Code::ResourceExhausted, text);
+        }
+        if new.deadline <= now {
+            return fail(Code::DeadlineExceeded, "the deadline had passed before the call".into());
+        }
+        Ok(())
+    }
+
+    /// Sends a call as its record says, by `path`, and sets when it is looked at again.
+    fn send(&mut self, now: Time, key: &Key, path: Path) {
+        let Some(pending) = self.calls.get_mut(key) else { return };
+        pending.path = path;
+        pending.phase = Phase::Sent;
+        let left = pending.deadline.since(now).as_micros().div_ceil(1_000);
+        pending.call.deadline_ms = u32::try_from(left).unwrap_or(u32::MAX);
+        let age = now.since(pending.began).as_millis();
+        pending.call.age_ms = u32::try_from(age).unwrap_or(u32::MAX);
+        let wait = if pending.owner.is_some() { RESEND_SIGNED_MS } else { RESEND_MS };
+        let spread = jitter(key, pending.call.attempt, wait / 8);
+        let due = pending.deadline.min(now.plus_ms(wait + spread));
+        let steer = Steer::Home(ServiceHash::of(pending.call.service.as_bytes()));
+        let packet = Packet::from_peer(steer, pending.call.clone(), pending.body.clone());
+        self.timers.reset(*key, &mut pending.due, due);
+        self.actions.push_back(Action::ToPipe(path, packet));
+    }
+
+    /// Sends a call again because nobody can know whether the last attempt arrived.
+    fn resend(&mut self, now: Time, key: &Key) {
+        let paths = self.path_count();
+        let Some(pending) = self.calls.get_mut(key) else { return };
+        pending.returns = 0;
+        // Saturates: from then on a worker that denied the key refuses it, which is safe.
+        pending.call.attempt = pending.call.attempt.saturating_add(1);
+        let path = pending.path.next(paths);
+        self.send(now, key, path);
+    }
+
+    /// A call's due time has come.
+    fn look_at(&mut self, now: Time, key: Key) {
+        let paths = self.path_count();
+        let Some(pending) = self.calls.get_mut(&key) else { return };
+        if now >= pending.deadline {
+            let status = Status::new(Code::DeadlineExceeded, "no answer by the deadline");
+            return self.end(&key, Err(status));
+        }
+        let hopeless = gives_up(pending, now);
+        match &mut pending.phase {
+            Phase::Sent => self.resend(now, &key),
+            Phase::Paused if hopeless => self.end(&key, Err(no_broker())),
+            Phase::Paused => {
+                let path = pending.path.next(paths);
+                self.send(now, &key, path);
+            }
+            Phase::Streaming(stream) => {
+                let silent = stream.heard.plus_ms(SILENCE_MS);
+                if now >= silent {
+                    return self.break_stream(&key, "nothing was heard of the stream for 2 s");
+                }
+                let grant = stream.take_grant();
+                let (owner, due) = (stream.owner, pending.deadline.min(silent));
+                let path = pending.path;
+                self.timers.reset(key, &mut pending.due, due);
+                self.grant(&key, path, owner, grant);
+            }
+        }
+    }
+
+    /// The one place where a call ends.
+    fn end(&mut self, key: &Key, outcome: Result<Bytes, Status>) {
+        if let Some(pending) = self.calls.remove(key) {
+            self.timers.clear(*key, pending.due);
+            self.bytes -= pending.body.len();
+            self.actions.push_back(Action::End(*key, outcome));
+        }
+    }
+
+    /// Ends a call that somebody may still work on.
+    fn take_back(&mut self, key: &Key, status: Status) {
+        let Some(pending) = self.calls.get(key) else { return };
+        let steer = match (&pending.phase, pending.owner) {
+            (Phase::Streaming(stream), _) => Steer::Owner(stream.owner),
+            (_, Some(owner)) => Steer::Owner(owner),
+            (_, None) => Steer::Home(ServiceHash::of(pending.call.service.as_bytes())),
+        };
+        let packet = Packet::from_peer(steer, Cancel { key: *key }, Bytes::new());
+        self.actions.push_back(Action::ToPipe(pending.path, packet));
+        self.end(key, Err(status));
+    }
+
+    fn break_stream(&mut self, key: &Key, why: &str) {
+        self.take_back(key, Status::new(Code::Unavailable, why));
+    }
+
+    // ── what comes back ──────────────────────────────────────────────────────────────────────
+
+    /// A pipe could not route a packet, or a path's queue would not take it.
+    fn came_back(&mut self, now: Time, path: Path, packet: Packet) {
+        if let Some(shunned_until) = self.paths.get_mut(usize::from(path.0)) {
+            *shunned_until = now.plus_ms(SHUN_MS);
+        }
+        match packet.message {
+            Message::Call(call) => self.call_came_back(now, &call),
+            Message::Credit(credit) => self.credit_came_back(now, &credit),
+            // A cancel is a courtesy: what it would have stopped ends by its deadline.
+            _ => self.dropped += 1,
+        }
+    }
+
+    fn call_came_back(&mut self, now: Time, call: &Call) {
+        let paths = self.path_count();
+        let Some(pending) = self.calls.get_mut(&call.key) else {
+            self.dropped += 1;
+            return;
+        };
+        let latest = call.attempt == pending.call.attempt;
+        if !latest || !matches!(pending.phase, Phase::Sent) {
+            // An attempt after it is underway, or part of the answer is here.
+            return;
+        }
+        if pending.returns == 0 {
+            pending.returned_since = now;
+        }
+        pending.returns += 1;
+        if pending.returns < u32::from(paths) {
+            let path = pending.path.next(paths);
+            return self.send(now, &call.key, path);
+        }
+        if gives_up(pending, now) {
+            return self.end(&call.key, Err(no_broker()));
+        }
+        pending.phase = Phase::Paused;
+        let rounds = (pending.returns - u32::from(paths)).min(16);
+        // From half of the pause to all of it; the first half is the shortest pause.
+        let half = (PAUSE_MS << rounds).min(PAUSE_MAX_MS / 2);
+        let pause = half + jitter(&call.key, rounds as u8, half);
+        let mut due = pending.deadline.min(now.plus_ms(pause));
+        if !pending.call.options.has(Options::WAIT) {
+            due = due.min(pending.returned_since.plus_ms(NO_BROKER_MS));
+        }
+        self.timers.reset(call.key, &mut pending.due, due);
+    }
+
+    fn credit_came_back(&mut self, now: Time, credit: &Credit) {
+        let Some(pending) = self.calls.get_mut(&credit.key) else { return };
+        if let Phase::Streaming(stream) = &mut pending.phase {
+            stream.owe(credit.bytes);
+            let due = pending.due.min(now.plus_ms(CREDIT_RETRY_MS));
+            self.timers.reset(credit.key, &mut pending.due, due);
+        }
+    }
+
+    // ── what arrives ─────────────────────────────────────────────────────────────────────────
+
+    fn arrived(&mut self, now: Time, path: Path, packet: Packet) {
+        let Steer::Owner(broker) = packet.steer else {
+            self.dropped += 1;
+            return;
+        };
+        let body = match packet.body {
+            zex_spec::Body::Bytes(body) => body,
+            zex_spec::Body::Frames(_) => Bytes::new(),
+        };
+        match packet.message {
+            Message::Reply(reply) => self.reply(reply, body),
+            Message::Chunk(chunk) => self.chunk(now, broker, &chunk, body),
+            Message::Accepted(accepted) => self.accepted(now, broker, &accepted.key),
+            Message::BrokerDown(_) => self.broker_down(now, path, broker),
+            _ => self.dropped += 1,
+        }
+    }
+
+    fn accepted(&mut self, now: Time, broker: BrokerId, key: &Key) {
+        let Some(pending) = self.calls.get_mut(key) else {
+            self.dropped += 1;
+            return;
+        };
+        if matches!(pending.phase, Phase::Streaming(_)) {
+            return;
+        }
+        pending.owner = Some(broker);
+        pending.phase = Phase::Sent;
+        pending.returns = 0;
+        let spread = jitter(key, pending.call.attempt, RESEND_SIGNED_MS / 8);
+        let due = pending.deadline.min(now.plus_ms(RESEND_SIGNED_MS + spread));
+        self.timers.reset(*key, &mut pending.due, due);
+    }
+
+    fn reply(&mut self, reply: Reply, body: Bytes) {
+        let Some(pending) = self.calls.get(&reply.key) else {
+            self.dropped += 1;
+            return;
+        };
+        let code = Code::from_number(reply.code);
+        if code != Code::Ok {
+            let status = Status { code, message: reply.message, details: body };
+            return self.end(&reply.key, Err(status));
+        }
+        let chunks = match &pending.phase {
+            Phase::Streaming(stream) => stream.chunks(),
+            Phase::Sent | Phase::Paused => 0,
+        };
+        if pending.call.options.has(Options::STREAM) && chunks != reply.chunks {
+            let text = format!("the stream has {} parts, {chunks} arrived", reply.chunks);
+            return self.end(&reply.key, Err(Status::new(Code::Unavailable, text)));
+        }
+        self.end(&reply.key, Ok(body));
+    }
+
+    fn chunk(&mut self, now: Time, broker: BrokerId, chunk: &Chunk, body: Bytes) {
+        let key = chunk.key;
+        let Some(pending) = self.calls.get_mut(&key) else {
+            self.dropped += 1;
+            return;
+        };
+        if !pending.call.options.has(Options::STREAM) {
+            self.dropped += 1;
+            return;
+        }
+        if !matches!(pending.phase, Phase::Streaming(_)) {
+            pending.phase = Phase::Streaming(Receiver::new(broker, now));
+            let due = pending.deadline.min(now.plus_ms(SILENCE_MS));
+            self.timers.reset(key, &mut pending.due, due);
+        }
+        let Phase::Streaming(stream) = &mut pending.phase else { return };
+        // The silence is noticed when the timer fires; to move the timer for each chunk is dear.
+        match stream.chunk(now, broker, chunk.number, body.len()) {
+            Arrival::Next => self.actions.push_back(Action::Chunk(key, body)),
+            Arrival::Nothing => {}
+            Arrival::Gap => self.break_stream(&key, "a part of the stream was lost"),
+            Arrival::Moved => self.break_stream(&key, "the stream changed its broker"),
+            Arrival::Overrun => {
+                let text = "the worker sent more of the stream than it was allowed to";
+                self.take_back(&key, Status::new(Code::ResourceExhausted, text));
+            }
+        }
+    }
+
+    fn consumed(&mut self, key: &Key, bytes: u32) {
+        let Some(pending) = self.calls.get_mut(key) else { return };
+        if let Phase::Streaming(stream) = &mut pending.phase {
+            stream.consumed(bytes);
+            let (path, owner, grant) = (pending.path, stream.owner, stream.take_grant());
+            self.grant(key, path, owner, grant);
+        }
+    }
+
+    fn grant(&mut self, key: &Key, path: Path, owner: BrokerId, bytes: Option<u32>) {
+        if let Some(bytes) = bytes {
+            let credit = Credit { key: *key, bytes };
+            let packet = Packet::from_peer(Steer::Owner(owner), credit, Bytes::new());
+            self.actions.push_back(Action::ToPipe(path, packet));
+        }
+    }
+
+    /// What that broker had, or may have had, is sent again; its streams are over. Only calls that
+    /// went by the pipe which says so can have been steered to it unnoticed: the other pipes speak
+    /// for themselves.
+    fn broker_down(&mut self, now: Time, path: Path, broker: BrokerId) {
+        let touched = |pending: &Pending| match (&pending.phase, pending.owner) {
+            (Phase::Streaming(stream), _) => stream.owner == broker,
+            (_, Some(owner)) => owner == broker,
+            (Phase::Sent, None) => pending.path == path,
+            (Phase::Paused, None) => false,
+        };
+        let calls = self.calls.iter().filter(|(_, pending)| touched(pending));
+        for key in calls.map(|(key, _)| *key).collect::<Vec<_>>() {
+            let Some(pending) = self.calls.get_mut(&key) else { continue };
+            pending.owner = None;
+            match pending.phase {
+                Phase::Streaming(_) => self.break_stream(&key, "the stream's broker has died"),
+                Phase::Sent | Phase::Paused => self.resend(now, &key),
+            }
+        }
+    }
+
+    // ── paths ────────────────────────────────────────────────────────────────────────────────
+
+    fn path_count(&self) -> u8 {
+        // Made of a u8.
+        self.paths.len() as u8
+    }
+
+    /// Where a new call goes: round and round, past those that gave something back lately.
+    fn first_path(&mut self, now: Time) -> Path {
+        let paths = self.path_count();
+        for _ in 0..paths {
+            let path = self.next_path;
+            self.next_path = path.next(paths);
+            if self.paths[usize::from(path.0)] <= now {
+                return path;
+            }
+        }
+        self.next_path
+    }
+}
+
+/// Whether a call that came back has looked for a broker long enough.
+fn gives_up(pending: &Pending, now: Time) -> bool {
+    !pending.call.options.has(Options::WAIT)
+        && pending.returns > 0
+        && now >= pending.returned_since.plus_ms(NO_BROKER_MS)
+}
+
+fn no_broker() -> Status {
+    Status::new(Code::Unavailable, "no pipe has a ready broker; is one running?")
+}

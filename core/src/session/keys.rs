@@ -1,0 +1,300 @@
+//! What a worker remembers of keys, so that sending a call twice runs it once.
+//!
+//! ```text
+//!            Work                        finished                60 s
+//!   nothing ──────▶ Running ───────────────────────▶ Answered ─────────▶ nothing
+//!      │ Ask            ▲                               │ too many bytes
+//!      ▼                │ Work of the asker, or newer   ▼
+//!    Denied ────────────┘                             Spent: it ran, its answer is not kept
+//!      └── 60 s ──▶ nothing
+//! ```
+//!
+//! When even the bare keys are too many, the oldest are forgotten early, and until the time when
+//! they would have been anyway the worker cannot say "never begun here" of a key that it does not
+//! know. It then says nothing, and the caller gets `UNAVAILABLE` instead of a second effect.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use zex_spec::{BrokerId, Key};
+
+use super::worker::RunId;
+use crate::Time;
+
+/// How long answers and denials are remembered, ms.
+pub(super) const MEMORY_MS: u64 = 60_000;
+/// What an answer costs besides its bytes: key, record and queue entry.
+const ANSWER_OVERHEAD_BYTES: usize = 160;
+
+/// How much a worker remembers.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryLimits {
+    /// Bytes of answers; beyond, the oldest are given up and only their keys are kept.
+    pub answer_bytes: usize,
+    /// Keys of answered work; beyond, the oldest are forgotten.
+    pub keys: usize,
+    /// Keys that were denied; beyond, nothing is denied any more.
+    pub denials: usize,
+}
+
+impl Default for MemoryLimits {
+    /// 64 MiB of answers; a million keys, about 100 MB when full (17,000 calls a second through
+    /// one worker, for a minute); 100,000 denials.
+    fn default() -> Self {
+        Self { answer_bytes: 64 << 20, keys: 1_000_000, denials: 100_000 }
+    }
+}
+
+/// How a piece of work ended: the reply without its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answered {
+    pub(super) code: u8,
+    pub(super) message: String,
+    pub(super) chunks: u32,
+    pub(super) body: Bytes,
+}
+
+impl Answered {
+    fn cost(&self) -> usize {
+        self.body.len() + self.message.len() + ANSWER_OVERHEAD_BYTES
+    }
+}
+
+#[derive(Debug)]
+struct Denial {
+    attempt: u8,
+    asker: BrokerId,
+    until: Time,
+}
+
+/// Small, because there are many: what is large or rare is boxed.
+#[derive(Debug)]
+enum State {
+    Running(RunId),
+    Answered(Box<Answered>),
+    Spent,
+    Denied(Box<Denial>),
+}
+
+/// What is known of a key, for who has work with it.
+#[derive(Debug, PartialEq)]
+pub(super) enum Known<'a> {
+    Nothing,
+    Running(RunId),
+    Answered(&'a Answered),
+    Spent,
+    /// Whether the work in question must not begin because of it.
+    Denied {
+        refused: bool,
+    },
+}
+
+/// The memory.
+#[derive(Debug)]
+pub(super) struct Memory {
+    limits: MemoryLimits,
+    states: BTreeMap<Key, State>,
+    /// Answered and spent keys with the end of their time, the oldest first.
+    answered: VecDeque<(Time, Key)>,
+    /// How many at the front of `answered` are spent.
+    spent: usize,
+    answer_bytes: usize,
+    denied: VecDeque<(Time, Key)>,
+    /// Until then an unknown key may be one that was forgotten early.
+    blind_until: Time,
+}
+
+impl Memory {
+    pub(super) fn new(limits: MemoryLimits) -> Self {
+        Self {
+            limits,
+            states: BTreeMap::new(),
+            answered: VecDeque::new(),
+            spent: 0,
+            answer_bytes: 0,
+            denied: VecDeque::new(),
+            blind_until: Time(0),
+        }
+    }
+
+    /// What is known of `key`, for work of this owner and attempt.
+    pub(super) fn look_up(&self, key: &Key, owner: BrokerId, attempt: u8) -> Known<'_> {
+        match self.states.get(key) {
+            None => Known::Nothing,
+            Some(State::Running(run)) => Known::Running(*run),
+            Some(State::Answered(answer)) => Known::Answered(answer),
+            Some(State::Spent) => Known::Spent,
+            Some(State::Denied(denial)) => {
+                Known::Denied { refused: denial.attempt >= attempt && denial.asker != owner }
+            }
+        }
+    }
+
+    /// The run of a key that runs.
+    pub(super) fn running(&self, key: &Key) -> Option<RunId> {
+        match self.states.get(key) {
+            Some(State::Running(run)) => Some(*run),
+            _ => None,
+        }
+    }
+
+    /// Whether the answer to this key is still kept.
+    pub(super) fn has_answer(&self, key: &Key) -> bool {
+        matches!(self.states.get(key), Some(State::Answered(_)))
+    }
+
+    /// Work with this key begins.
+    pub(super) fn begin(&mut self, key: Key, run: RunId) {
+        self.states.insert(key, State::Running(run));
+    }
+
+    /// It has ended.
+    pub(super) fn answer(&mut self, now: Time, key: Key, answer: Answered) {
+        self.answer_bytes += answer.cost();
+        self.states.insert(key, State::Answered(Box::new(answer)));
+        self.answered.push_back((now.plus_ms(MEMORY_MS), key));
+        while self.answer_bytes > self.limits.answer_bytes && self.spent < self.answered.len() {
+            let (_, oldest) = self.answered[self.spent];
+            self.spend(&oldest);
+            self.spent += 1;
+        }
+        while self.answered.len() > self.limits.keys {
+            if let Some(until) = self.forget_oldest() {
+                self.blind_until = self.blind_until.max(until);
+            }
+        }
+    }
+
+    /// A broker asks whether it may give work with this key and attempt to anybody. `Some(true)`:
+    /// it runs or ran here. `Some(false)`: it never did, and will not for a lower attempt. `None`:
+    /// nobody can say any more.
+    pub(super) fn ask(&mut self, now: Time, key: Key, attempt: u8, asker: BrokerId) -> Option<bool> {
+        let until = now.plus_ms(MEMORY_MS);
+        match self.states.get_mut(&key) {
+            Some(State::Running(_) | State::Answered(_) | State::Spent) => return Some(true),
+            _ if self.denied.len() >= self.limits.denials => return None,
+            Some(State::Denied(denial)) => {
+                // Between two askers the later attempt counts: it is what the caller sent last.
+                if attempt >= denial.attempt {
+                    **denial = Denial { attempt, asker, until };
+                }
+            }
+            None if now < self.blind_until => return None,
+            None => {
+                let denial = Denial { attempt, asker, until };
+                self.states.insert(key, State::Denied(Box::new(denial)));
+            }
+        }
+        self.denied.push_back((until, key));
+        Some(false)
+    }
+
+    /// Forgets what has had its time.
+    pub(super) fn expire(&mut self, now: Time) {
+        while self.answered.front().is_some_and(|(until, _)| *until <= now) {
+            self.forget_oldest();
+        }
+        while self.denied.front().is_some_and(|(until, _)| *until <= now) {
+            let Some((_, key)) = self.denied.pop_front() else { break };
+            // A key that was denied again, or runs, is not done with.
+            if matches!(self.states.get(&key), Some(State::Denied(denial)) if denial.until <= now) {
+                self.states.remove(&key);
+            }
+        }
+    }
+
+    /// Gives up the answer of a key and keeps the key.
+    fn spend(&mut self, key: &Key) {
+        if let Some(state) = self.states.get_mut(key)
+            && let State::Answered(answer) = state
+        {
+            self.answer_bytes -= answer.cost();
+            *state = State::Spent;
+        }
+    }
+
+    fn forget_oldest(&mut self) -> Option<Time> {
+        let (until, key) = self.answered.pop_front()?;
+        self.spend(&key);
+        self.spent = self.spent.saturating_sub(1);
+        self.states.remove(&key);
+        Some(until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zex_spec::Incarnation;
+
+    use super::*;
+
+    const A: BrokerId = Incarnation(1);
+    const B: BrokerId = Incarnation(2);
+
+    fn key(n: u8) -> Key {
+        Key([n; 16])
+    }
+
+    fn answer(len: usize) -> Answered {
+        Answered { code: 0, message: String::new(), chunks: 0, body: Bytes::from(vec![1; len]) }
+    }
+
+    #[test]
+    fn a_denied_key_is_refused_to_others_up_to_its_attempt() {
+        // (work's attempt, work's owner, refused?) after A asked at attempt 2.
+        let table = [(0, A, false), (2, A, false), (0, B, true), (2, B, true), (3, B, false)];
+        let mut memory = Memory::new(MemoryLimits::default());
+        assert_eq!(memory.ask(Time(0), key(1), 2, A), Some(false));
+        for (attempt, owner, refused) in table {
+            assert_eq!(memory.look_up(&key(1), owner, attempt), Known::Denied { refused });
+        }
+        // A lower attempt that asks late changes nothing; a later one does.
+        assert_eq!(memory.ask(Time(0), key(1), 1, B), Some(false));
+        assert_eq!(memory.look_up(&key(1), A, 2), Known::Denied { refused: false });
+        assert_eq!(memory.ask(Time(0), key(1), 3, B), Some(false));
+        assert_eq!(memory.look_up(&key(1), A, 2), Known::Denied { refused: true });
+        memory.expire(Time(0).plus_ms(MEMORY_MS));
+        assert_eq!(memory.look_up(&key(1), A, 2), Known::Nothing);
+    }
+
+    #[test]
+    fn answers_are_kept_for_their_time_and_within_their_bytes() {
+        let limits = MemoryLimits { answer_bytes: 3_000, ..MemoryLimits::default() };
+        let mut memory = Memory::new(limits);
+        for n in 1..=3 {
+            memory.begin(key(n), RunId(n.into()));
+            assert_eq!(memory.ask(Time(0), key(n), 1, A), Some(true));
+            memory.answer(Time(0).plus_ms(n.into()), key(n), answer(1_000));
+        }
+        assert_eq!(memory.look_up(&key(1), A, 1), Known::Spent);
+        assert_eq!(memory.ask(Time(0), key(1), 1, A), Some(true));
+        assert_eq!(memory.look_up(&key(3), A, 1), Known::Answered(&answer(1_000)));
+        memory.expire(Time(0).plus_ms(MEMORY_MS + 1));
+        assert_eq!(memory.look_up(&key(1), A, 1), Known::Nothing);
+        assert_eq!(memory.look_up(&key(2), A, 1), Known::Answered(&answer(1_000)));
+        memory.expire(Time(0).plus_ms(MEMORY_MS + 3));
+        assert_eq!((memory.states.len(), memory.answer_bytes, memory.spent), (0, 0, 0));
+    }
+
+    #[test]
+    fn who_forgot_a_key_early_does_not_deny_it() {
+        let limits = MemoryLimits { keys: 2, ..MemoryLimits::default() };
+        let mut memory = Memory::new(limits);
+        for n in 1..=3 {
+            memory.answer(Time(0).plus_ms(n.into()), key(n), answer(0));
+        }
+        assert_eq!(memory.ask(Time(10), key(1), 1, A), None);
+        assert_eq!(memory.ask(Time(10), key(3), 1, A), Some(true));
+        let later = Time(0).plus_ms(MEMORY_MS + 1);
+        memory.expire(later);
+        assert_eq!(memory.ask(later, key(1), 1, A), Some(false));
+    }
+
+    #[test]
+    fn denials_are_bounded() {
+        let limits = MemoryLimits { denials: 2, ..MemoryLimits::default() };
+        let mut memory = Memory::new(limits);
+        let said: Vec<_> = (1..=3).map(|n| memory.ask(Time(0), key(n), 1, A)).collect();
+        assert_eq!(said, [Some(false), Some(false), None]);
+    }
+}

@@ -1,0 +1,680 @@
+//! A worker's end of the mesh: it registers, beats, takes work up to its capacity, runs each key
+//! once, and leaves in order.
+//!
+//! ```text
+//!   Work ─▶ key runs: join ─▶ key answered: the same answer ─▶ denied, full, draining: Busy
+//!            └────────────────────────────────▶ Begin ─▶ handler ─ Message… Finish ─▶ Reply
+//!   Cancel, deadline ─▶ Abort and Reply                 every 500 ms: Heartbeat with what is held
+//!   Drain: Register without services ─▶ the last Reply is out ─▶ Goodbye ─▶ Drained
+//! ```
+//!
+//! Driven by `zex-worker` (one thread, one DEALER for each path) and by the simulator. Whoever
+//! drives it hands back a refused packet before the next action is taken: that keeps the order of
+//! a stream. EZ workers are no part of this: they have no keys, streams or capacity.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use zex_spec::{
+    Address, Answer, Ask, BEAT_INTERVAL_MS, Body, BrokerId, Busy, Chunk, Code, Goodbye, Heartbeat,
+    Key, Knowledge, MAX_BODY_BYTES, Message, Options, Packet, Register, Reply, Status, Steer, Work,
+};
+
+use super::held::HeldWork;
+use super::keys::{Answered, Known, Memory, MemoryLimits};
+use super::sender::Sender;
+use super::timers::Timers;
+use super::Path;
+use crate::Time;
+
+/// How often a stream's worker says that the stream lives, ms.
+const STREAM_BEAT_MS: u64 = 1_000;
+/// Pause before a packet that came back is sent again, ms.
+const RETRY_MS: u64 = 50;
+/// Packets that may wait to be sent again; beyond, they are dropped and their owners heal.
+const MAX_RETRIES: usize = 10_000;
+/// Owners that one piece of work may be joined by. Each is a broker that took the call over from
+/// the one before; more than a few in one call's life are not to be believed.
+const MAX_OWNERS: usize = 8;
+/// Longest status message, bytes: it is one line for a person, and has to fit a header.
+const MAX_STATUS_BYTES: usize = 8 << 10;
+
+/// One run of one piece of work; the handler speaks of its work by it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RunId(pub u64);
+
+/// What a worker is.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// For people.
+    pub name: String,
+    /// Work that it takes at once.
+    pub capacity: u32,
+    /// Worker pipes it is connected to.
+    pub paths: u8,
+    /// How much it remembers of keys.
+    pub memory: MemoryLimits,
+}
+
+/// Work that begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begin {
+    /// What its handler calls it.
+    pub run: RunId,
+    /// The call's.
+    pub key: Key,
+    /// `pkg.Service`.
+    pub service: String,
+    /// `Method`.
+    pub method: String,
+    /// The request.
+    pub body: Bytes,
+    /// When the caller stops waiting.
+    pub deadline: Time,
+    /// As in [`Work`].
+    pub attempt: u8,
+    /// As in [`Work`]; STREAM says whether messages may be sent.
+    pub options: Options,
+}
+
+/// What happens to a worker.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// From now on it serves exactly these.
+    Serve(Vec<String>),
+    /// A pipe delivered this.
+    FromPipe(Path, Packet),
+    /// An action could not be carried out: the path's queue is full or nobody is connected.
+    Refused(Path, Packet),
+    /// A handler sends a message of its stream. It keeps the sum of
+    /// [`super::stream_charge`] under [`super::STREAM_BUFFER_BYTES`].
+    Message(RunId, Bytes),
+    /// A handler is done. For a stream the bytes, if there are any, are one last message.
+    Finish(RunId, Result<Bytes, Status>),
+    /// Take no new work and finish what is held, until this time at the latest.
+    Drain(Time),
+    /// The time that `poll_timeout` named has come.
+    Tick,
+}
+
+/// What a worker wants done, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Send this without waiting; if it would block, hand it back as [`Event::Refused`] at once.
+    ToPipe(Path, Packet),
+    /// Run the handler of this.
+    Begin(Begin),
+    /// Stop the handler: its caller waits no more.
+    Abort(RunId),
+    /// The handler of a stream may queue so much more, in charges.
+    Room(RunId, u32),
+    /// Draining is over: everything is answered and the goodbyes are out.
+    Drained,
+}
+
+#[derive(Debug)]
+struct Run {
+    key: Key,
+    deadline: Time,
+    due: Time,
+    path: Path,
+    /// Where the answer goes, the newest last: one address for each owner that sent the work.
+    addresses: Vec<(BrokerId, u64, Bytes)>,
+    stream: Option<Box<Sender>>,
+    beat_due: Time,
+}
+
+/// A packet that came back and is to be sent again.
+#[derive(Debug)]
+struct Retry {
+    due: Time,
+    path: Path,
+    packet: Packet,
+}
+
+/// The worker's end of the protocol.
+#[derive(Debug)]
+pub struct Session {
+    settings: Settings,
+    services: Vec<String>,
+    version: u32,
+    beat_due: Time,
+    runs: BTreeMap<RunId, Run>,
+    last_run: u64,
+    memory: Memory,
+    held: HeldWork,
+    timers: Timers<RunId>,
+    /// Streams with something to send, in turn.
+    sending: VecDeque<RunId>,
+    retries: VecDeque<Retry>,
+    /// Set while it drains: when that ends at the latest.
+    drain: Option<Time>,
+    over: bool,
+    /// Paths that would not take the last registration, and when they are tried again.
+    unregistered: Vec<Path>,
+    register_due: Time,
+    /// The time of the last event.
+    now: Time,
+    actions: VecDeque<Action>,
+    dropped: u64,
+}
+
+impl Session {
+    /// A worker that serves nothing yet. It registers and beats from its first `Tick` on.
+    pub fn new(now: Time, mut settings: Settings) -> Self {
+        settings.paths = settings.paths.max(1);
+        let paths = settings.paths;
+        let memory = Memory::new(settings.memory);
+        Self {
+            settings,
+            services: Vec::new(),
+            version: 1,
+            beat_due: now,
+            runs: BTreeMap::new(),
+            last_run: 0,
+            memory,
+            held: HeldWork::default(),
+            timers: Timers::new(),
+            sending: VecDeque::new(),
+            retries: VecDeque::new(),
+            drain: None,
+            over: false,
+            unregistered: (0..paths).map(Path).collect(),
+            register_due: now,
+            now,
+            actions: VecDeque::new(),
+            dropped: 0,
+        }
+    }
+
+    /// Work that is not answered yet.
+    pub fn in_flight(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Messages that were dropped: malformed, for work that is not here, or too many to keep.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// What to do next. Parts of streams are made here, one at a time and each stream in its turn.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        loop {
+            if let Some(action) = self.actions.pop_front() {
+                return Some(action);
+            }
+            let run = self.sending.pop_front()?;
+            self.send_part(run);
+            self.end_drain(self.now);
+        }
+    }
+
+    /// When to come back with [`Event::Tick`].
+    pub fn poll_timeout(&self) -> Option<Time> {
+        if self.over {
+            return None;
+        }
+        let retry = self.retries.front().map(|retry| retry.due);
+        let register = (!self.unregistered.is_empty()).then_some(self.register_due);
+        let due = [Some(self.beat_due), self.timers.next(), retry, register, self.drain];
+        due.into_iter().flatten().min()
+    }
+
+    /// Takes one event.
+    pub fn handle(&mut self, now: Time, event: Event) {
+        if self.over {
+            return;
+        }
+        self.now = now;
+        match event {
+            Event::Serve(services) => self.serve(services),
+            Event::FromPipe(path, packet) if packet.bounced => self.bounced(now, path, packet),
+            Event::FromPipe(path, packet) => self.arrived(now, path, packet),
+            Event::Refused(path, packet) => self.refused(now, path, packet),
+            Event::Message(run, message) => self.message(run, message),
+            Event::Finish(run, outcome) => self.finish(now, run, outcome),
+            Event::Drain(until) => self.begin_drain(until),
+            Event::Tick => self.tick(now),
+        }
+        self.end_drain(now);
+    }
+
+    // ── life ─────────────────────────────────────────────────────────────────────────────────
+
+    fn serve(&mut self, services: Vec<String>) {
+        if self.drain.is_none() {
+            self.services = services;
+            self.version = self.version.wrapping_add(1);
+            self.to_every_path(self.registration());
+        }
+    }
+
+    fn registration(&self) -> Register {
+        Register {
+            name: self.settings.name.clone(),
+            version: self.version,
+            capacity: self.settings.capacity,
+            services: self.services.clone(),
+        }
+    }
+
+    fn register(&mut self, path: Path) {
+        let packet = Packet::from_peer(Steer::All, self.registration(), Bytes::new());
+        self.actions.push_back(Action::ToPipe(path, packet));
+    }
+
+    fn to_every_path(&mut self, message: impl Into<Message>) {
+        let packet = Packet::from_peer(Steer::All, message, Bytes::new());
+        for path in 0..self.settings.paths {
+            self.actions.push_back(Action::ToPipe(Path(path), packet.clone()));
+        }
+    }
+
+    fn tick(&mut self, now: Time) {
+        while let Some(run) = self.timers.peek(now) {
+            self.look_at(now, run);
+        }
+        while self.retries.front().is_some_and(|retry| retry.due <= now) {
+            let Some(Retry { path, packet, .. }) = self.retries.pop_front() else { break };
+            if let Message::Reply(reply) = &packet.message {
+                self.release(&reply.address);
+            }
+            self.actions.push_back(Action::ToPipe(path, packet));
+        }
+        if now >= self.register_due {
+            for path in std::mem::take(&mut self.unregistered) {
+                self.register(path);
+            }
+        }
+        if now >= self.beat_due {
+            self.memory.expire(now);
+            // Not from the last due time on: who slept owes no beats.
+            self.beat_due = now.plus_ms(BEAT_INTERVAL_MS);
+            let beat = Heartbeat { version: self.version, held: self.held.list(now) };
+            self.to_every_path(beat);
+        }
+    }
+
+    fn begin_drain(&mut self, until: Time) {
+        if self.drain.is_none() {
+            self.services.clear();
+            self.version = self.version.wrapping_add(1);
+            self.to_every_path(self.registration());
+        }
+        self.drain = Some(until);
+    }
+
+    fn end_drain(&mut self, now: Time) {
+        let Some(until) = self.drain else { return };
+        if now >= until {
+            for run in self.runs.keys().copied().collect::<Vec<_>>() {
+                let text = "the worker was stopped before it was done";
+                self.stop(now, run, Status::new(Code::Unavailable, text));
+            }
+        } else if !self.runs.is_empty() || !self.retries.is_empty() {
+            return;
+        }
+        self.over = true;
+        self.to_every_path(Goodbye {});
+        self.actions.push_back(Action::Drained);
+    }
+
+    // ── what arrives ─────────────────────────────────────────────────────────────────────────
+
+    fn arrived(&mut self, now: Time, path: Path, packet: Packet) {
+        let (Steer::Owner(broker), Body::Bytes(body)) = (packet.steer, packet.body) else {
+            self.dropped += 1;
+            return;
+        };
+        match packet.message {
+            Message::Work(work) => self.work(now, path, work, body),
+            Message::Cancel(cancel) => match self.memory.running(&cancel.key) {
+                Some(run) => {
+                    let status = Status::new(Code::Cancelled, "the caller took the call back");
+                    self.stop(now, run, status);
+                }
+                None => self.dropped += 1,
+            },
+            Message::Credit(credit) => match self.stream_of(&credit.key) {
+                Some((run, stream)) => {
+                    stream.credit(credit.bytes);
+                    self.list(run);
+                }
+                None => self.dropped += 1,
+            },
+            Message::Ask(ask) => self.ask(now, path, broker, &ask),
+            Message::Enquire(_) => self.register(path),
+            _ => self.dropped += 1,
+        }
+    }
+
+    fn work(&mut self, now: Time, path: Path, work: Work, body: Bytes) {
+        let Ok(address) = Address::decode(&work.address) else {
+            self.dropped += 1;
+            return;
+        };
+        let (owner, number) = (address.owner, address.number);
+        self.held.arrived(now, owner, number);
+        match self.memory.look_up(&work.key, owner, work.attempt) {
+            Known::Running(run) => self.join(now, run, path, (owner, number, work.address)),
+            Known::Answered(answer) => {
+                let packet = reply(owner, work.address, work.key, answer.clone());
+                self.actions.push_back(Action::ToPipe(path, packet));
+            }
+            Known::Spent => {
+                let text = "this call has run, and its answer is no longer kept";
+                let answer = answered(Err(Status::new(Code::Unavailable, text)), 0);
+                let packet = reply(owner, work.address, work.key, answer);
+                self.actions.push_back(Action::ToPipe(path, packet));
+            }
+            Known::Denied { refused: false } | Known::Nothing if self.takes(&work.service) => {
+                self.begin(now, path, (owner, number), work, body);
+            }
+            Known::Denied { .. } | Known::Nothing => {
+                let busy = Busy { address: work.address, key: work.key };
+                let packet = Packet::from_peer(Steer::Owner(owner), busy, Bytes::new());
+                self.actions.push_back(Action::ToPipe(path, packet));
+            }
+        }
+    }
+
+    /// Whether new work of this service may begin.
+    fn takes(&self, service: &str) -> bool {
+        self.drain.is_none()
+            && self.runs.len() < self.settings.capacity as usize
+            && self.services.iter().any(|served| served == service)
+    }
+
+    fn begin(
+        &mut self,
+        now: Time,
+        path: Path,
+        (owner, number): (BrokerId, u64),
+        work: Work,
+        body: Bytes,
+    ) {
+        self.last_run += 1;
+        let run = RunId(self.last_run);
+        let deadline = now.plus_ms(work.deadline_ms.into());
+        let streams = work.options.has(Options::STREAM);
+        let beat_due = now.plus_ms(STREAM_BEAT_MS);
+        let due = if streams { deadline.min(beat_due) } else { deadline };
+        self.memory.begin(work.key, run);
+        self.held.hold(now, owner, number);
+        self.timers.set(run, due);
+        let record = Run {
+            key: work.key,
+            deadline,
+            due,
+            path,
+            addresses: vec![(owner, number, work.address)],
+            stream: streams.then(|| Box::new(Sender::new())),
+            beat_due,
+        };
+        self.runs.insert(run, record);
+        self.actions.push_back(Action::Begin(Begin {
+            run,
+            key: work.key,
+            service: work.service,
+            method: work.method,
+            body,
+            deadline,
+            attempt: work.attempt,
+            options: work.options,
+        }));
+    }
+
+    /// The same work came again: its owner, or one that took the call over, waits for the answer.
+    fn join(&mut self, now: Time, run: RunId, path: Path, address: (BrokerId, u64, Bytes)) {
+        let Some(record) = self.runs.get_mut(&run) else { return };
+        let (owner, number) = (address.0, address.1);
+        let older = record.addresses.iter().position(|(known, ..)| *known == owner);
+        let overflow = (record.addresses.len() >= MAX_OWNERS).then_some(0);
+        if let Some(at) = older.or(overflow) {
+            let (owner, number, _) = record.addresses.remove(at);
+            self.held.release(owner, number);
+        }
+        record.addresses.push(address);
+        record.path = path;
+        self.held.hold(now, owner, number);
+    }
+
+    fn ask(&mut self, now: Time, path: Path, broker: BrokerId, ask: &Ask) {
+        let Some(held) = self.memory.ask(now, ask.key, ask.attempt, broker) else {
+            // Silence: the asker then answers UNAVAILABLE, which is the truth.
+            self.dropped += 1;
+            return;
+        };
+        let knowledge = if held { Knowledge::HELD } else { Knowledge::DENIED };
+        let answer = Answer { key: ask.key, knowledge };
+        let packet = Packet::from_peer(Steer::Owner(broker), answer, Bytes::new());
+        self.actions.push_back(Action::ToPipe(path, packet));
+    }
+
+    // ── runs ─────────────────────────────────────────────────────────────────────────────────
+
+    fn look_at(&mut self, now: Time, run: RunId) {
+        let Some(record) = self.runs.get_mut(&run) else { return };
+        if now >= record.deadline {
+            let status = Status::new(Code::DeadlineExceeded, "no answer by the deadline");
+            return self.stop(now, run, status);
+        }
+        let mut due = record.deadline;
+        if let Some(stream) = &mut record.stream {
+            // Perhaps woken for a part that the path would not take.
+            stream.resume();
+            let chunks = stream.chunks();
+            if now >= record.beat_due {
+                record.beat_due = now.plus_ms(STREAM_BEAT_MS);
+                let packet = chunk(record, chunks, Bytes::new());
+                self.actions.push_back(Action::ToPipe(record.path, packet));
+            }
+            due = due.min(record.beat_due);
+        }
+        self.timers.reset(run, &mut record.due, due);
+        self.list(run);
+    }
+
+    /// Ends a run whose handler is not done.
+    fn stop(&mut self, now: Time, run: RunId, status: Status) {
+        self.actions.push_back(Action::Abort(run));
+        self.answer(now, run, Err(status));
+    }
+
+    fn message(&mut self, run: RunId, message: Bytes) {
+        if let Some(stream) = self.runs.get_mut(&run).and_then(|record| record.stream.as_mut()) {
+            stream.push(message);
+            self.list(run);
+        }
+    }
+
+    fn finish(&mut self, now: Time, run: RunId, outcome: Result<Bytes, Status>) {
+        let Some(record) = self.runs.get_mut(&run) else { return };
+        let Some(stream) = &mut record.stream else {
+            return self.answer(now, run, outcome);
+        };
+        let outcome = outcome.map(|last| {
+            if !last.is_empty() {
+                stream.push(last);
+            }
+        });
+        stream.finish(outcome);
+        self.list(run);
+    }
+
+    /// The one place where a run ends: every owner gets the answer, and it is remembered.
+    fn answer(&mut self, now: Time, run: RunId, outcome: Result<Bytes, Status>) {
+        let Some(record) = self.runs.remove(&run) else { return };
+        self.timers.clear(run, record.due);
+        let chunks = record.stream.map_or(0, |stream| stream.chunks());
+        let answer = answered(outcome, chunks);
+        for (owner, number, address) in record.addresses {
+            self.held.release(owner, number);
+            let packet = reply(owner, address, record.key, answer.clone());
+            self.actions.push_back(Action::ToPipe(record.path, packet));
+        }
+        self.memory.answer(now, record.key, answer);
+    }
+
+    // ── streams ──────────────────────────────────────────────────────────────────────────────
+
+    fn stream_of(&mut self, key: &Key) -> Option<(RunId, &mut Sender)> {
+        let run = self.memory.running(key)?;
+        let stream = self.runs.get_mut(&run)?.stream.as_mut()?;
+        Some((run, stream))
+    }
+
+    /// Gives a stream its turn if it has something to send.
+    fn list(&mut self, run: RunId) {
+        if let Some(stream) = self.runs.get_mut(&run).and_then(|record| record.stream.as_mut())
+            && !stream.listed
+            && stream.has_next()
+        {
+            stream.listed = true;
+            self.sending.push_back(run);
+        }
+    }
+
+    fn send_part(&mut self, run: RunId) {
+        let Some(record) = self.runs.get_mut(&run) else { return };
+        let Some(stream) = record.stream.as_mut() else { return };
+        stream.listed = false;
+        if !stream.has_next() {
+            return;
+        }
+        if let Some(outcome) = stream.take_outcome() {
+            return self.answer(self.now, run, outcome.map(|()| Bytes::new()));
+        }
+        let Some((number, part, room)) = stream.next_part() else { return };
+        let packet = chunk(record, number, part);
+        self.actions.push_back(Action::ToPipe(record.path, packet));
+        if room > 0 {
+            self.actions.push_back(Action::Room(run, room));
+        }
+        self.list(run);
+    }
+
+    // ── what comes back ──────────────────────────────────────────────────────────────────────
+
+    /// The path would not take a packet.
+    fn refused(&mut self, now: Time, path: Path, packet: Packet) {
+        match &packet.message {
+            Message::Chunk(chunk) => {
+                let (key, number) = (chunk.key, chunk.number);
+                let Body::Bytes(part) = packet.body else { return };
+                // A beat that is late is worth nothing: the next one comes.
+                if part.is_empty() {
+                    return;
+                }
+                if let Some((run, stream)) = self.stream_of(&key) {
+                    stream.give_back(number, part);
+                    self.wake(now, run);
+                }
+            }
+            Message::Reply(reply) => self.keep_reply(now, path, reply.address.clone(), packet),
+            Message::Busy(_) | Message::Answer(_) => self.keep(now, path, packet),
+            Message::Register(_) => {
+                if !self.unregistered.contains(&path) {
+                    self.unregistered.push(path);
+                }
+                self.register_due = now.plus_ms(RETRY_MS);
+            }
+            // Beats come again.
+            _ => self.dropped += 1,
+        }
+    }
+
+    /// A pipe could not route a packet: no broker is ready, or its queue is full.
+    fn bounced(&mut self, now: Time, path: Path, packet: Packet) {
+        match &packet.message {
+            Message::Chunk(chunk) if !packet.body.is_empty() => {
+                // Those behind it may have passed it: the stream has a gap.
+                if let Some((run, _)) = self.stream_of(&chunk.key) {
+                    let text = "a part of the stream could not be delivered";
+                    self.stop(now, run, Status::new(Code::Unavailable, text));
+                }
+            }
+            Message::Reply(reply) => self.keep_reply(now, path, reply.address.clone(), packet),
+            // Only a living owner has a use for the others.
+            _ => self.dropped += 1,
+        }
+    }
+
+    /// Keeps a reply to send it again, as long as the memory of its key lasts; till then its owner
+    /// hears that it is held.
+    fn keep_reply(&mut self, now: Time, path: Path, address: Bytes, packet: Packet) {
+        let Message::Reply(reply) = &packet.message else { return };
+        if !self.memory.has_answer(&reply.key) {
+            self.dropped += 1;
+            return;
+        }
+        if let Ok(address) = Address::decode(&address) {
+            self.held.hold(now, address.owner, address.number);
+        }
+        self.keep(now, path, packet);
+    }
+
+    fn keep(&mut self, now: Time, path: Path, mut packet: Packet) {
+        if self.retries.len() >= MAX_RETRIES {
+            self.dropped += 1;
+            if let Message::Reply(reply) = &packet.message {
+                self.release(&reply.address);
+            }
+            return;
+        }
+        // As it was before a pipe had it in its hands.
+        packet.bounced = false;
+        (packet.pipe, packet.peer) = Default::default();
+        let (due, path) = (now.plus_ms(RETRY_MS), path.next(self.settings.paths));
+        self.retries.push_back(Retry { due, path, packet });
+    }
+
+    fn release(&mut self, address: &Bytes) {
+        if let Ok(address) = Address::decode(address) {
+            self.held.release(address.owner, address.number);
+        }
+    }
+
+    /// Looks at a run soon.
+    fn wake(&mut self, now: Time, run: RunId) {
+        if let Some(record) = self.runs.get_mut(&run) {
+            let due = record.due.min(now.plus_ms(RETRY_MS));
+            self.timers.reset(run, &mut record.due, due);
+        }
+    }
+}
+
+/// A chunk of a run's stream, to the owner that sent the work last.
+fn chunk(record: &Run, number: u32, part: Bytes) -> Packet {
+    // A run has one address at least from its beginning on.
+    let (owner, _, address) = record.addresses.last().cloned().unwrap_or_default();
+    Packet::from_peer(Steer::Owner(owner), Chunk { address, key: record.key, number }, part)
+}
+
+fn reply(owner: BrokerId, address: Bytes, key: Key, answer: Answered) -> Packet {
+    let Answered { code, message, chunks, body } = answer;
+    Packet::from_peer(Steer::Owner(owner), Reply { address, key, code, message, chunks }, body)
+}
+
+/// An outcome as it travels, within what travels.
+fn answered(outcome: Result<Bytes, Status>, chunks: u32) -> Answered {
+    let mut status = match outcome {
+        Ok(body) if body.len() <= MAX_BODY_BYTES => {
+            return Answered { code: Code::Ok.number(), message: String::new(), chunks, body };
+        }
+        Ok(body) => {
+            let text = format!("the reply has {} bytes, at most {MAX_BODY_BYTES} travel", body.len());
+            Status::new(Code::ResourceExhausted, text)
+        }
+        Err(status) if status.code == Code::Ok => {
+            Status::new(Code::Internal, "the handler failed with the code OK")
+        }
+        Err(status) => status,
+    };
+    let cut = (0..=MAX_STATUS_BYTES).rev().find(|at| status.message.is_char_boundary(*at));
+    status.message.truncate(cut.unwrap_or(0));
+    if status.details.len() > MAX_BODY_BYTES {
+        status.details = Bytes::new();
+    }
+    Answered { code: status.code.number(), message: status.message, chunks, body: status.details }
+}
