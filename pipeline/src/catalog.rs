@@ -1,0 +1,99 @@
+//! The services that are known, by their descriptors: what a pipeline is checked against.
+//!
+//! A service's descriptors come as an encoded `FileDescriptorSet`. Every set is a
+//! pool of its own, because two services may bring different files under one name;
+//! so types of two services are compared by their full names.
+//!
+//! Filled by the scheduler, read by `plan`.
+
+use std::collections::BTreeMap;
+
+use prost_reflect::ServiceDescriptor;
+use prost_reflect::{DescriptorError, DescriptorPool, MessageDescriptor, MethodDescriptor};
+
+use crate::problem::suggest;
+
+/// The services that are known.
+#[derive(Debug, Clone, Default)]
+pub struct Catalog {
+    services: BTreeMap<String, ServiceDescriptor>,
+}
+
+/// A set of descriptors that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("not a usable FileDescriptorSet: {0}")]
+pub struct CatalogError(#[from] DescriptorError);
+
+impl Catalog {
+    /// Adds the services of an encoded `FileDescriptorSet` and gives their names.
+    /// A service that was known is known by the new descriptors from now on.
+    pub fn insert(&mut self, descriptor_set: &[u8]) -> Result<Vec<String>, CatalogError> {
+        let pool = DescriptorPool::decode(descriptor_set)?;
+        let found: Vec<_> =
+            pool.services().map(|found| (found.full_name().to_owned(), found)).collect();
+        let names = found.iter().map(|(name, _)| name.clone()).collect();
+        self.services.extend(found);
+        Ok(names)
+    }
+
+    /// A service by its full name.
+    pub fn service(&self, name: &str) -> Option<&ServiceDescriptor> {
+        self.services.get(name)
+    }
+
+    /// The names of all services.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.services.keys().map(String::as_str)
+    }
+
+    /// A message type by its full name, from any service that brought it.
+    pub fn message(&self, name: &str) -> Option<MessageDescriptor> {
+        self.services.values().find_map(|service| service.parent_pool().get_message_by_name(name))
+    }
+
+    /// A method, or what to say when there is none.
+    pub fn method(&self, service: &str, method: &str) -> Result<MethodDescriptor, String> {
+        let Some(found) = self.services.get(service) else {
+            let near = suggest(service, self.names());
+            return Err(format!("no service `{service}` was ever registered{near}"));
+        };
+        let methods: Vec<_> = found.methods().collect();
+        let named = methods.iter().find(|found| found.name() == method);
+        named.cloned().ok_or_else(|| {
+            let near = suggest(method, methods.iter().map(MethodDescriptor::name));
+            format!("{service} has no method `{method}`{near}")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::catalog;
+
+    #[test]
+    fn methods_are_found_or_the_nearest_is_named() {
+        let catalog = catalog();
+        assert!(catalog.method("test.Users", "List").is_ok());
+        for (service, method, want) in [
+            (
+                "test.User",
+                "List",
+                "no service `test.User` was ever registered; did you mean `test.Users`?",
+            ),
+            ("test.Users", "Lst", "test.Users has no method `Lst`; did you mean `List`?"),
+            (
+                "nothing.Like.It",
+                "X",
+                "no service `nothing.Like.It` was ever registered; there is test.Groups",
+            ),
+        ] {
+            let why = catalog.method(service, method).expect_err(service);
+            assert!(why.starts_with(want), "{why}");
+        }
+    }
+
+    #[test]
+    fn garbage_is_not_a_descriptor_set() {
+        assert!(super::Catalog::default().insert(&[0xff, 0x01, 0x02]).is_err());
+    }
+}
