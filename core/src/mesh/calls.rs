@@ -17,12 +17,12 @@ use std::ops::{Index, IndexMut};
 
 use bytes::Bytes;
 use zex_spec::{
-    Accepted, Address, Answer, Ask, Body, Cancel, Chunk, Code, Credit, Dialect, EzAnswer, EzWork,
-    Key, Knowledge, MESH_SERVICE, Options, Packet, PeerId, Reply, ReturnPath, Steer, Work, ez,
+    Address, Answer, Ask, Body, Code, Dialect, EzWork, Key, Knowledge, MESH_SERVICE, Options,
+    Packet, PeerId, ReturnPath, Steer, Work,
 };
 
 use super::memory::{Outcome, Seeded};
-use super::{CallId, Link, Mesh, Timer};
+use super::{CallId, Edge, Mesh, Timer};
 use crate::Time;
 
 /// Who asked, and so how the answer looks.
@@ -105,6 +105,11 @@ impl Calls {
         self.by_id.get(&id)
     }
 
+    /// Takes the call out; see [`Mesh::remove`], which also takes it out of the tables beside.
+    pub(super) fn take(&mut self, id: CallId) -> Call {
+        self.by_id.remove(&id).expect("ids in the tables are those of calls that are there")
+    }
+
     fn get_mut(&mut self, id: CallId) -> Option<&mut Call> {
         self.by_id.get_mut(&id)
     }
@@ -149,15 +154,9 @@ const LOOK_BEHIND: usize = 16;
 
 impl Mesh {
     /// A client's call, first or again.
-    pub(super) fn on_call(
-        &mut self,
-        now: Time,
-        packet: &Packet,
-        call: zex_spec::Call,
-        body: Bytes,
-    ) {
-        let peer = Bytes::copy_from_slice(&packet.peer.0);
-        let path = ReturnPath { pipe: packet.pipe, dialect: Dialect::Native, peer };
+    pub(super) fn on_call(&mut self, now: Time, edge: Edge, call: zex_spec::Call, body: Bytes) {
+        let peer = Bytes::copy_from_slice(&edge.peer.0);
+        let path = ReturnPath { pipe: edge.pipe, dialect: Dialect::Native, peer };
         if let Some(outcome) = self.memory.get(&call.key).cloned() {
             return self.answer_native(&path, call.key, &outcome);
         }
@@ -272,7 +271,7 @@ impl Mesh {
         self.to_pump.insert(service);
     }
 
-    fn dequeue(&mut self, id: CallId) {
+    pub(super) fn dequeue(&mut self, id: CallId) {
         let call = &self.calls[id];
         let Some(service) = self.registry.service(call.dialect, call.service.as_bytes()) else {
             return;
@@ -436,289 +435,6 @@ impl Mesh {
         if let Some(service) = self.registry.service(call.dialect, call.service.as_bytes()) {
             self.to_pump.insert(service);
         }
-    }
-
-    /// The assignment behind an answer, if the one that answers has it. Others are counted.
-    pub(super) fn assignment(&mut self, from: PeerId, number: u64) -> Option<(CallId, usize)> {
-        let id = self.assignments.get(&number).copied()?;
-        let State::Assigned(_, slot) = self.calls[id].state else { return None };
-        (self.registry.workers[slot].id == from).then_some((id, slot))
-    }
-
-    /// A worker's final answer.
-    pub(super) fn on_reply(&mut self, now: Time, from: PeerId, reply: Reply, body: Bytes) {
-        let Ok(address) = Address::decode(&reply.address) else { return self.drop_one() };
-        let outcome =
-            Outcome { code: reply.code, message: reply.message, body, chunks: reply.chunks };
-        if address.owner != self.me {
-            return self.pass_on(now, &address.path, reply.key, outcome);
-        }
-        match self.assignment(from, address.number) {
-            Some((id, _)) => self.finished_by_worker(now, id, End::Native(outcome)),
-            None => self.drop_one(),
-        }
-    }
-
-    /// The owner of this answer is dead; we only know the way back.
-    fn pass_on(&mut self, now: Time, path: &ReturnPath, key: Key, outcome: Outcome) {
-        match path.dialect {
-            Dialect::Native => {
-                self.answer_native(path, key, &outcome);
-                if outcome.chunks == 0 && outcome.code != Code::Cancelled.number() {
-                    self.memory.put(now, key, outcome);
-                }
-            }
-            // The request's id was known to the owner alone.
-            Dialect::Ez => self.drop_one(),
-        }
-    }
-
-    /// Frees the worker, answers the client, forgets the call.
-    pub(super) fn finished_by_worker(&mut self, now: Time, id: CallId, end: End) {
-        self.release(now, id);
-        let call = self.remove(id);
-        if call.answered {
-            return;
-        }
-        self.answered_siblings(&call);
-        let remember = match &end {
-            End::Native(outcome) if !call.options.has(Options::STREAM) => Some(outcome.clone()),
-            _ => None,
-        };
-        self.answer(&call, end);
-        if let Some(outcome) = remember {
-            self.memory.put(now, call.key, outcome);
-        }
-    }
-
-    /// Takes the call's assignment off its worker.
-    pub(super) fn release(&mut self, now: Time, id: CallId) {
-        let State::Assigned(number, slot) = self.calls[id].state else { return };
-        self.assignments.remove(&number);
-        self.calls[id].state = State::Queued;
-        if let Some(worker) = self.registry.workers.get_mut(slot) {
-            worker.assigned.remove(&number);
-            worker.suspects.remove(&number);
-            self.count_changed(now, slot);
-            self.freed(slot);
-        }
-    }
-
-    /// Takes a call out of every table.
-    pub(super) fn remove(&mut self, id: CallId) -> Call {
-        self.dequeue(id);
-        let call = self
-            .calls
-            .by_id
-            .remove(&id)
-            .expect("ids in the tables are those of calls that are there");
-        self.held_bytes -= call.body.len();
-        self.timers.remove(&(call.deadline, Timer::Deadline(id)));
-        self.keys.remove(&call.key);
-        self.forget_ez_id(id, &call);
-        call
-    }
-
-    /// Ends a call with our own word. Its assignment, if any, stays until the worker lets go.
-    pub(super) fn finish(&mut self, now: Time, id: CallId, outcome: Outcome) {
-        if !self.calls[id].answered {
-            let call = &self.calls[id];
-            let end = End::Native(outcome.clone());
-            let (origin, path, key) = (call.origin.clone(), call.path.clone(), call.key);
-            self.answer_to(&origin, &path, key, end);
-            if outcome.code == Code::DeadlineExceeded.number() {
-                self.memory.put(now, key, outcome);
-            }
-        }
-        self.settle(id);
-    }
-
-    /// The client needs nothing more of this call.
-    fn settle(&mut self, id: CallId) {
-        let call = &mut self.calls[id];
-        match (&call.state, call.dialect) {
-            (State::Assigned(..), Dialect::Native) => {
-                call.answered = true;
-                let body = std::mem::replace(&mut call.body, Body::EMPTY);
-                self.held_bytes -= body.len();
-            }
-            _ => drop(self.remove(id)),
-        }
-    }
-
-    /// Its deadline has come.
-    pub(super) fn deadline(&mut self, now: Time, id: CallId) {
-        let Some(call) = self.calls.get(id) else { return };
-        let ez = call.dialect == Dialect::Ez;
-        let text = match call.state {
-            State::Queued => format!("no worker of {} had room in time", call.service),
-            State::Asking(_) => "its fate was not found out in time".to_owned(),
-            State::Assigned(..) => {
-                format!("{}/{} did not answer in time", call.service, call.method)
-            }
-        };
-        self.stop_worker(id);
-        if ez {
-            self.release(now, id);
-        }
-        self.finish(now, id, Outcome::error(Code::DeadlineExceeded, text));
-    }
-
-    /// The client takes it back.
-    pub(super) fn on_cancel(&mut self, now: Time, key: Key) {
-        // Remembered even if the call itself is still on its way, by another path.
-        self.memory.put(now, key, Outcome::error(Code::Cancelled, "the client took the call back"));
-        let Some(id) = self.keys.get(&key).copied() else { return };
-        self.stop_worker(id);
-        self.settle(id);
-    }
-
-    /// Tells the worker, if there is one, that nobody waits any more.
-    fn stop_worker(&mut self, id: CallId) {
-        let call = &self.calls[id];
-        let (State::Assigned(_, slot), key, Dialect::Native) =
-            (&call.state, call.key, call.dialect)
-        else {
-            return;
-        };
-        let worker = &self.registry.workers[*slot];
-        let (peer, way) = (worker.id, worker.path());
-        if let Some(way) = way {
-            self.send_to_worker(way, peer, Cancel { key });
-        }
-    }
-
-    /// The worker has not begun it: back to the pick, without that worker for a moment.
-    pub(super) fn not_begun(&mut self, now: Time, from: PeerId, number: u64) {
-        let Some((id, _)) = self.assignment(from, number) else { return };
-        self.release(now, id);
-        let call = &mut self.calls[id];
-        if call.answered {
-            self.remove(id);
-            return;
-        }
-        call.avoid.push(from);
-        self.place(now, id);
-    }
-
-    /// The worker that had it is gone, or lost it: it may have begun.
-    pub(super) fn may_have_begun(&mut self, now: Time, number: u64, from: PeerId, why: &str) {
-        let Some(id) = self.assignments.get(&number).copied() else { return };
-        self.release(now, id);
-        let call = &mut self.calls[id];
-        if call.answered {
-            self.remove(id);
-            return;
-        }
-        let again = call.options.has(Options::IDEMPOTENT) && !call.options.has(Options::STREAM);
-        if again && call.lives > 0 {
-            call.lives -= 1;
-            call.avoid.push(from);
-            return self.place(now, id);
-        }
-        let outcome = Outcome::error(Code::Unavailable, why);
-        // Remembered, because a duplicate of attempt 0 must not run it a second time.
-        self.memory.put(now, call.key, outcome.clone());
-        self.finish(now, id, outcome);
-    }
-
-    /// Part of a stream, on its way to the client.
-    pub(super) fn on_chunk(&mut self, from: PeerId, chunk: Chunk, body: Bytes) {
-        let Ok(address) = Address::decode(&chunk.address) else { return self.drop_one() };
-        let known =
-            if address.owner == self.me { self.assignment(from, address.number) } else { None };
-        let Some((id, _)) = known else { return self.drop_one() };
-        let call = &self.calls[id];
-        if call.answered || call.origin != Origin::Native {
-            return;
-        }
-        let chunk = Chunk { address: Bytes::new(), ..chunk };
-        let path = call.path.clone();
-        self.send_to_client(&path, chunk.into(), body);
-    }
-
-    /// The client has room for more of its stream.
-    pub(super) fn on_credit(&mut self, credit: Credit) {
-        let Some(id) = self.keys.get(&credit.key).copied() else { return };
-        let State::Assigned(_, slot) = self.calls[id].state else { return };
-        let worker = &self.registry.workers[slot];
-        let (peer, way) = (worker.id, worker.path());
-        if let Some(way) = way {
-            self.send_to_worker(way, peer, credit);
-        }
-    }
-
-    /// We could not send part of a stream: it has a gap now, so it ends.
-    pub(super) fn chunk_refused(&mut self, now: Time, key: Key) {
-        let Some(id) = self.keys.get(&key).copied() else { return };
-        self.stop_worker(id);
-        self.finish(
-            now,
-            id,
-            Outcome::error(Code::Unavailable, "the stream overran its way to the client"),
-        );
-    }
-
-    fn accept(&mut self, path: &ReturnPath, key: Key) {
-        self.send_to_client(path, Accepted { key }.into(), Bytes::new());
-    }
-
-    fn answer(&mut self, call: &Call, end: End) {
-        self.answer_to(&call.origin, &call.path, call.key, end);
-    }
-
-    pub(super) fn answer_to(&mut self, origin: &Origin, path: &ReturnPath, key: Key, end: End) {
-        match (origin, end) {
-            (Origin::Native, End::Native(outcome)) => self.answer_native(path, key, &outcome),
-            (Origin::Native, End::Ez(_)) => self.drop_one(),
-            (Origin::Ez(id), End::Ez(frames)) => self.answer_ez(path, id.clone(), frames),
-            (Origin::Ez(id), End::Native(outcome)) => {
-                let frames = if outcome.code == 0 {
-                    vec![Bytes::from_static(ez::OK), outcome.body]
-                } else {
-                    let text = format!("{}: {}", Code::from_number(outcome.code), outcome.message);
-                    vec![Bytes::from_static(ez::ERR), Bytes::from(text)]
-                };
-                self.answer_ez(path, id.clone(), frames);
-            }
-        }
-    }
-
-    fn answer_native(&mut self, path: &ReturnPath, key: Key, outcome: &Outcome) {
-        let reply = Reply {
-            address: Bytes::new(),
-            key,
-            code: outcome.code,
-            message: outcome.message.clone(),
-            chunks: outcome.chunks,
-        };
-        self.send_to_client(path, reply.into(), outcome.body.clone());
-    }
-
-    pub(super) fn answer_ez(&mut self, path: &ReturnPath, id: Bytes, frames: Vec<Bytes>) {
-        let Some(link) = self.link_of(path) else { return self.drop_one() };
-        let message = EzAnswer { peer: path.peer.clone(), id }.into();
-        let body = Body::Frames(frames);
-        let (pipe, peer) = (path.pipe, PeerId::default());
-        self.send(
-            link,
-            Packet { steer: Steer::Owner(self.me), pipe, peer, bounced: false, message, body },
-        );
-    }
-
-    fn send_to_client(&mut self, path: &ReturnPath, message: zex_spec::Message, body: Bytes) {
-        let peer = path.peer.as_ref().try_into().map(PeerId);
-        let (Some(link), Ok(peer)) = (self.link_of(path), peer) else { return self.drop_one() };
-        let (steer, pipe, body) = (Steer::Owner(self.me), path.pipe, Body::Bytes(body));
-        self.send(link, Packet { steer, pipe, peer, bounced: false, message, body });
-    }
-
-    /// The socket towards a return path's pipe. A native client is at every pipe, so if its pipe
-    /// is not known any more another will do.
-    fn link_of(&self, path: &ReturnPath) -> Option<Link> {
-        let exact = self.pipes.get(&path.pipe).copied();
-        let other = || self.pipes.values().copied().find(|link| matches!(link, Link::In(_)));
-        exact.or_else(|| if path.dialect == Dialect::Native { other() } else { None })
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use zex_spec::{
-    Address, Body, Code, Dialect, EZ_BEAT_INTERVAL_MS, EzCall, EzReply, Key, Options, Packet,
-    PeerId, ReturnPath,
+    Address, Body, Code, Dialect, EZ_BEAT_INTERVAL_MS, EzCall, EzReply, Key, Options, PeerId,
+    ReturnPath,
 };
 
 use super::calls::{Call, End, Origin, State};
 use super::memory::Outcome;
-use super::{CallId, Link, Mesh};
+use super::{CallId, Edge, Mesh};
 use crate::Time;
 
 /// A request of the old dialect has no deadline of its own; it gets this one.
@@ -26,11 +26,11 @@ impl Mesh {
     pub(super) fn on_ez_call(
         &mut self,
         now: Time,
-        packet: &Packet,
+        edge: Edge,
         request: EzCall,
         frames: Vec<Bytes>,
     ) {
-        let path = ReturnPath { pipe: packet.pipe, dialect: Dialect::Ez, peer: request.peer };
+        let path = ReturnPath { pipe: edge.pipe, dialect: Dialect::Ez, peer: request.peer };
         let text = String::from_utf8_lossy(&request.service).into_owned();
         let native = self.native_target(&request.service, &text);
         let (dialect, service, method, body) = match native {
@@ -139,15 +139,14 @@ impl Mesh {
     pub(super) fn on_ez_reply(
         &mut self,
         now: Time,
-        link: Link,
-        packet: &Packet,
+        edge: Edge,
         reply: &EzReply,
         frames: Vec<Bytes>,
     ) {
-        let from = PeerId::of_ez(packet.pipe, &reply.peer);
+        let from = PeerId::of_ez(edge.pipe, &reply.peer);
         let Ok(address) = Address::decode(&reply.address) else { return self.drop_one() };
         if let Some(slot) = self.registry.worker(&from) {
-            let path = super::registry::Path { link, pipe: packet.pipe, heard: now };
+            let path = edge.path(now);
             self.registry.workers[slot].heard_at(path);
             self.registry.relevel(slot);
             self.freed(slot);

@@ -11,11 +11,14 @@
 
 mod answers;
 mod calls;
+mod ends;
 mod ez;
 mod memory;
 mod peers;
 mod pick;
 mod registry;
+#[cfg(test)]
+mod tests;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -88,6 +91,14 @@ pub struct Stats {
     pub dropped: u64,
     /// Assignments that a heartbeat had to correct.
     pub drift: u64,
+}
+
+/// Where a message came from: our socket, and the peer behind the pipe.
+#[derive(Debug, Clone, Copy)]
+struct Edge {
+    link: Link,
+    pipe: PipeId,
+    peer: PeerId,
 }
 
 /// When something has to be looked at again.
@@ -278,50 +289,53 @@ impl Mesh {
         if packet.bounced {
             return self.on_bounced(now, packet);
         }
-        if !matches!(packet.message, Message::PipeBeat(_)) {
-            self.pipes.insert(packet.pipe, link);
+        let Packet { pipe, peer, message, body, .. } = packet;
+        if let Message::PipeBeat(beat) = message {
+            return self.on_pipe_beat(now, link, beat);
         }
-        match (link, packet.message.clone(), packet.body.clone()) {
-            (_, Message::PipeBeat(beat), _) => self.on_pipe_beat(now, link, beat),
-            (Link::In(_), Message::Call(call), Body::Bytes(body)) => {
-                self.on_call(now, &packet, call, body)
+        self.pipes.insert(pipe, link);
+        let edge = Edge { link, pipe, peer };
+        match link {
+            Link::In(_) => self.client_says(now, edge, message, body),
+            Link::Worker(_) => self.worker_says(now, edge, message, body),
+        }
+    }
+
+    fn client_says(&mut self, now: Time, edge: Edge, message: Message, body: Body) {
+        match (message, body) {
+            (Message::Call(call), Body::Bytes(body)) => self.on_call(now, edge, call, body),
+            (Message::Cancel(cancel), _) => self.on_cancel(now, cancel.key),
+            (Message::Credit(credit), _) => self.on_credit(credit),
+            (Message::EzCall(call), Body::Frames(frames)) => {
+                self.on_ez_call(now, edge, call, frames)
             }
-            (Link::In(_), Message::Cancel(cancel), _) => self.on_cancel(now, cancel.key),
-            (Link::In(_), Message::Credit(credit), _) => self.on_credit(credit),
-            (Link::In(_), Message::EzCall(call), Body::Frames(frames)) => {
-                self.on_ez_call(now, &packet, call, frames)
+            // A client's connection ended: answers to it will be dropped at the pipe.
+            (Message::PeerGone(_), _) => {}
+            _ => self.drop_one(),
+        }
+    }
+
+    fn worker_says(&mut self, now: Time, edge: Edge, message: Message, body: Body) {
+        match (message, body) {
+            (Message::Reply(reply), Body::Bytes(body)) => {
+                self.on_reply(now, edge.peer, reply, body)
             }
-            (Link::Worker(_), Message::Reply(reply), Body::Bytes(body)) => {
-                self.on_reply(now, packet.peer, reply, body)
-            }
-            (Link::Worker(_), Message::Chunk(chunk), Body::Bytes(body)) => {
-                self.on_chunk(packet.peer, chunk, body)
-            }
-            (Link::Worker(_), Message::Busy(busy), _) => match Address::decode(&busy.address) {
+            (Message::Chunk(chunk), Body::Bytes(body)) => self.on_chunk(edge.peer, chunk, body),
+            (Message::Busy(busy), _) => match Address::decode(&busy.address) {
                 Ok(address) if address.owner == self.me => {
-                    self.not_begun(now, packet.peer, address.number)
+                    self.not_begun(now, edge.peer, address.number)
                 }
                 _ => self.drop_one(),
             },
-            (Link::Worker(_), Message::Answer(answer), _) => {
-                self.on_answer(now, packet.peer, answer)
+            (Message::Answer(answer), _) => self.on_answer(now, edge.peer, answer),
+            (Message::Register(register), _) => self.on_register(now, edge, register),
+            (Message::Heartbeat(beat), _) => self.on_heartbeat(now, edge, beat),
+            (Message::Goodbye(_), _) => self.on_goodbye(now, &edge.peer),
+            (Message::EzBeat(beat), _) => self.on_ez_beat(now, edge, &beat.peer, &beat.service),
+            (Message::EzReply(reply), Body::Frames(frames)) => {
+                self.on_ez_reply(now, edge, &reply, frames)
             }
-            (Link::Worker(_), Message::Register(register), _) => {
-                self.on_register(now, link, &packet, register)
-            }
-            (Link::Worker(_), Message::Heartbeat(beat), _) => {
-                self.on_heartbeat(now, link, &packet, beat)
-            }
-            (Link::Worker(_), Message::Goodbye(_), _) => self.on_goodbye(now, &packet.peer),
-            (Link::Worker(_), Message::EzBeat(beat), _) => {
-                self.on_ez_beat(now, link, &packet, &beat.peer, &beat.service);
-            }
-            (Link::Worker(_), Message::EzReply(reply), Body::Frames(frames)) => {
-                self.on_ez_reply(now, link, &packet, &reply, frames);
-            }
-            (Link::Worker(_), Message::PeerGone(gone), _) => self.on_peer_gone(now, &packet, &gone),
-            // A client's connection ended: answers to it will be dropped at the pipe.
-            (Link::In(_), Message::PeerGone(_), _) => {}
+            (Message::PeerGone(gone), _) => self.on_peer_gone(now, edge, &gone),
             _ => self.drop_one(),
         }
     }
@@ -350,7 +364,7 @@ impl Mesh {
             self.registry.relevel(slot);
             self.not_begun(now, from, address.number);
             if self.registry.workers.contains(slot) {
-                self.path_lost(now, slot, &packet);
+                self.path_lost(now, slot, packet.pipe);
             }
         }
     }

@@ -16,11 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use zex_spec::{
     BEAT_INTERVAL_MS, BEATS_MISSED, Dialect, EZ_BEAT_INTERVAL_MS, Enquire, Heartbeat, Message,
-    Packet, PeerGone, PeerId, Register, Steer,
+    Packet, PeerGone, PeerId, PipeId, Register, Steer,
 };
 
 use super::registry::{Path, Worker};
-use super::{Link, Mesh};
+use super::{Edge, Mesh};
 use crate::Time;
 
 /// What a heartbeat does not explain for this long is lost. Less than a beat's interval, so that
@@ -31,23 +31,24 @@ const TRANSIT_MS: u64 = 1_000;
 /// Tasks that an EZ worker takes at once: it cannot say, and the old brokers knew no limit.
 pub(super) const EZ_CAPACITY: u32 = 1_000;
 
+impl Edge {
+    /// The way back to a worker that was heard here now.
+    pub(super) fn path(self, now: Time) -> Path {
+        Path { link: self.link, pipe: self.pipe, heard: now }
+    }
+}
+
 impl Mesh {
     /// A worker says what it serves.
-    pub(super) fn on_register(
-        &mut self,
-        now: Time,
-        link: Link,
-        packet: &Packet,
-        register: Register,
-    ) {
-        let path = Path { link, pipe: packet.pipe, heard: now };
-        let slot = match self.registry.worker(&packet.peer) {
+    pub(super) fn on_register(&mut self, now: Time, edge: Edge, register: Register) {
+        let path = edge.path(now);
+        let slot = match self.registry.worker(&edge.peer) {
             Some(slot) => slot,
             None => self.new_worker(
                 now,
-                packet.peer,
+                edge.peer,
                 Dialect::Native,
-                Bytes::copy_from_slice(&packet.peer.0),
+                Bytes::copy_from_slice(&edge.peer.0),
             ),
         };
         let worker = &mut self.registry.workers[slot];
@@ -66,15 +67,8 @@ impl Mesh {
     }
 
     /// An EZ worker's beat, which is its registration.
-    pub(super) fn on_ez_beat(
-        &mut self,
-        now: Time,
-        link: Link,
-        packet: &Packet,
-        peer: &Bytes,
-        service: &[u8],
-    ) {
-        let id = PeerId::of_ez(packet.pipe, peer);
+    pub(super) fn on_ez_beat(&mut self, now: Time, edge: Edge, peer: &Bytes, service: &[u8]) {
+        let id = PeerId::of_ez(edge.pipe, peer);
         let slot = match self.registry.worker(&id) {
             Some(slot) => slot,
             None => {
@@ -83,7 +77,7 @@ impl Mesh {
                 slot
             }
         };
-        self.registry.workers[slot].heard_at(Path { link, pipe: packet.pipe, heard: now });
+        self.registry.workers[slot].heard_at(edge.path(now));
         let serves = self.registry.service(Dialect::Ez, service);
         let same =
             self.registry.workers[slot].services.iter().any(|(known, _)| Some(*known) == serves);
@@ -115,12 +109,12 @@ impl Mesh {
     }
 
     /// A worker lives, and says what it really holds.
-    pub(super) fn on_heartbeat(&mut self, now: Time, link: Link, packet: &Packet, beat: Heartbeat) {
-        let path = Path { link, pipe: packet.pipe, heard: now };
-        let known = self.registry.worker(&packet.peer);
+    pub(super) fn on_heartbeat(&mut self, now: Time, edge: Edge, beat: Heartbeat) {
+        let path = edge.path(now);
+        let known = self.registry.worker(&edge.peer);
         let current = known.filter(|slot| self.registry.workers[*slot].version == beat.version);
         let Some(slot) = current else {
-            return self.send_to_worker(path, packet.peer, Enquire {});
+            return self.send_to_worker(path, edge.peer, Enquire {});
         };
         let (mut in_flight, mut orphans, mut lost) = (0, 0, Vec::new());
         let (mut seen, mut held) = (0, BTreeSet::new());
@@ -153,7 +147,7 @@ impl Mesh {
             self.may_have_begun(
                 now,
                 number,
-                packet.peer,
+                edge.peer,
                 "the worker does not hold it, and its answer never came",
             );
         }
@@ -167,20 +161,20 @@ impl Mesh {
     }
 
     /// A connection at a worker pipe has ended.
-    pub(super) fn on_peer_gone(&mut self, now: Time, packet: &Packet, gone: &PeerGone) {
+    pub(super) fn on_peer_gone(&mut self, now: Time, edge: Edge, gone: &PeerGone) {
         let native = gone.peer.as_ref().try_into().map(PeerId).ok();
-        let ez = PeerId::of_ez(packet.pipe, &gone.peer);
+        let ez = PeerId::of_ez(edge.pipe, &gone.peer);
         for id in native.into_iter().chain([ez]) {
             if let Some(slot) = self.registry.worker(&id) {
-                self.path_lost(now, slot, packet);
+                self.path_lost(now, slot, edge.pipe);
             }
         }
     }
 
     /// A worker cannot be reached through this pipe any more.
-    pub(super) fn path_lost(&mut self, now: Time, slot: usize, packet: &Packet) {
+    pub(super) fn path_lost(&mut self, now: Time, slot: usize, pipe: PipeId) {
         let worker = &mut self.registry.workers[slot];
-        worker.paths.retain(|path| path.pipe != packet.pipe);
+        worker.paths.retain(|path| path.pipe != pipe);
         if worker.paths.is_empty() && worker.dialect == Dialect::Ez {
             // Its routing id was this pipe's alone; whoever comes back has another.
             return self.worker_dead(

@@ -1,0 +1,301 @@
+//! How calls end: a worker's answer, a deadline, a cancel, a refusal, a death; and the words that
+//! go out to the client.
+//!
+//! ```text
+//!   Reply ───────────────▶ finished_by_worker ─┐
+//!   deadline, cancel ────▶ finish / settle ────┼─▶ answer ─▶ native Reply, or EZ frames
+//!   worker died, lost it ▶ may_have_begun ─────┘
+//!   Busy, bounced ───────▶ not_begun ─▶ place (calls.rs)
+//! ```
+
+use bytes::Bytes;
+use zex_spec::{
+    Accepted, Address, Body, Cancel, Chunk, Code, Credit, Dialect, EzAnswer, Key, Options, Packet,
+    PeerId, Reply, ReturnPath, Steer, ez,
+};
+
+use super::calls::{Call, End, Origin, State};
+use super::memory::Outcome;
+use super::{CallId, Link, Mesh, Timer};
+use crate::Time;
+
+impl Mesh {
+    /// The assignment behind an answer, if the one that answers has it. Others are counted.
+    pub(super) fn assignment(&mut self, from: PeerId, number: u64) -> Option<(CallId, usize)> {
+        let id = self.assignments.get(&number).copied()?;
+        let State::Assigned(_, slot) = self.calls[id].state else { return None };
+        (self.registry.workers[slot].id == from).then_some((id, slot))
+    }
+
+    /// A worker's final answer.
+    pub(super) fn on_reply(&mut self, now: Time, from: PeerId, reply: Reply, body: Bytes) {
+        let Ok(address) = Address::decode(&reply.address) else { return self.drop_one() };
+        let outcome =
+            Outcome { code: reply.code, message: reply.message, body, chunks: reply.chunks };
+        if address.owner != self.me {
+            return self.pass_on(now, &address.path, reply.key, outcome);
+        }
+        match self.assignment(from, address.number) {
+            Some((id, _)) => self.finished_by_worker(now, id, End::Native(outcome)),
+            None => self.drop_one(),
+        }
+    }
+
+    /// The owner of this answer is dead; we only know the way back.
+    fn pass_on(&mut self, now: Time, path: &ReturnPath, key: Key, outcome: Outcome) {
+        match path.dialect {
+            Dialect::Native => {
+                self.answer_native(path, key, &outcome);
+                if outcome.chunks == 0 && outcome.code != Code::Cancelled.number() {
+                    self.memory.put(now, key, outcome);
+                }
+            }
+            // The request's id was known to the owner alone.
+            Dialect::Ez => self.drop_one(),
+        }
+    }
+
+    /// Frees the worker, answers the client, forgets the call.
+    pub(super) fn finished_by_worker(&mut self, now: Time, id: CallId, end: End) {
+        self.release(now, id);
+        let call = self.remove(id);
+        if call.answered {
+            return;
+        }
+        self.answered_siblings(&call);
+        let remember = match &end {
+            End::Native(outcome) if !call.options.has(Options::STREAM) => Some(outcome.clone()),
+            _ => None,
+        };
+        self.answer(&call, end);
+        if let Some(outcome) = remember {
+            self.memory.put(now, call.key, outcome);
+        }
+    }
+
+    /// Takes the call's assignment off its worker.
+    pub(super) fn release(&mut self, now: Time, id: CallId) {
+        let State::Assigned(number, slot) = self.calls[id].state else { return };
+        self.assignments.remove(&number);
+        self.calls[id].state = State::Queued;
+        if let Some(worker) = self.registry.workers.get_mut(slot) {
+            worker.assigned.remove(&number);
+            worker.suspects.remove(&number);
+            self.count_changed(now, slot);
+            self.freed(slot);
+        }
+    }
+
+    /// Takes a call out of every table.
+    pub(super) fn remove(&mut self, id: CallId) -> Call {
+        self.dequeue(id);
+        let call = self.calls.take(id);
+        self.held_bytes -= call.body.len();
+        self.timers.remove(&(call.deadline, Timer::Deadline(id)));
+        self.keys.remove(&call.key);
+        self.forget_ez_id(id, &call);
+        call
+    }
+
+    /// Ends a call with our own word. Its assignment, if any, stays until the worker lets go.
+    pub(super) fn finish(&mut self, now: Time, id: CallId, outcome: Outcome) {
+        if !self.calls[id].answered {
+            let call = &self.calls[id];
+            let end = End::Native(outcome.clone());
+            let (origin, path, key) = (call.origin.clone(), call.path.clone(), call.key);
+            self.answer_to(&origin, &path, key, end);
+            if outcome.code == Code::DeadlineExceeded.number() {
+                self.memory.put(now, key, outcome);
+            }
+        }
+        self.settle(id);
+    }
+
+    /// The client needs nothing more of this call.
+    pub(super) fn settle(&mut self, id: CallId) {
+        let call = &mut self.calls[id];
+        match (&call.state, call.dialect) {
+            (State::Assigned(..), Dialect::Native) => {
+                call.answered = true;
+                let body = std::mem::replace(&mut call.body, Body::EMPTY);
+                self.held_bytes -= body.len();
+            }
+            _ => drop(self.remove(id)),
+        }
+    }
+
+    /// Its deadline has come.
+    pub(super) fn deadline(&mut self, now: Time, id: CallId) {
+        let Some(call) = self.calls.get(id) else { return };
+        let ez = call.dialect == Dialect::Ez;
+        let text = match call.state {
+            State::Queued => format!("no worker of {} had room in time", call.service),
+            State::Asking(_) => "its fate was not found out in time".to_owned(),
+            State::Assigned(..) => {
+                format!("{}/{} did not answer in time", call.service, call.method)
+            }
+        };
+        self.stop_worker(id);
+        if ez {
+            self.release(now, id);
+        }
+        self.finish(now, id, Outcome::error(Code::DeadlineExceeded, text));
+    }
+
+    /// The client takes it back.
+    pub(super) fn on_cancel(&mut self, now: Time, key: Key) {
+        // Remembered even if the call itself is still on its way, by another path.
+        self.memory.put(now, key, Outcome::error(Code::Cancelled, "the client took the call back"));
+        let Some(id) = self.keys.get(&key).copied() else { return };
+        self.stop_worker(id);
+        self.settle(id);
+    }
+
+    /// Tells the worker, if there is one, that nobody waits any more.
+    fn stop_worker(&mut self, id: CallId) {
+        let call = &self.calls[id];
+        let (State::Assigned(_, slot), key, Dialect::Native) =
+            (&call.state, call.key, call.dialect)
+        else {
+            return;
+        };
+        let worker = &self.registry.workers[*slot];
+        let (peer, way) = (worker.id, worker.path());
+        if let Some(way) = way {
+            self.send_to_worker(way, peer, Cancel { key });
+        }
+    }
+
+    /// The worker has not begun it: back to the pick, without that worker for a moment.
+    pub(super) fn not_begun(&mut self, now: Time, from: PeerId, number: u64) {
+        let Some((id, _)) = self.assignment(from, number) else { return };
+        self.release(now, id);
+        let call = &mut self.calls[id];
+        if call.answered {
+            self.remove(id);
+            return;
+        }
+        call.avoid.push(from);
+        self.place(now, id);
+    }
+
+    /// The worker that had it is gone, or lost it: it may have begun.
+    pub(super) fn may_have_begun(&mut self, now: Time, number: u64, from: PeerId, why: &str) {
+        let Some(id) = self.assignments.get(&number).copied() else { return };
+        self.release(now, id);
+        let call = &mut self.calls[id];
+        if call.answered {
+            self.remove(id);
+            return;
+        }
+        let again = call.options.has(Options::IDEMPOTENT) && !call.options.has(Options::STREAM);
+        if again && call.lives > 0 {
+            call.lives -= 1;
+            call.avoid.push(from);
+            return self.place(now, id);
+        }
+        let outcome = Outcome::error(Code::Unavailable, why);
+        // Remembered, because a duplicate of attempt 0 must not run it a second time.
+        self.memory.put(now, call.key, outcome.clone());
+        self.finish(now, id, outcome);
+    }
+
+    /// Part of a stream, on its way to the client.
+    pub(super) fn on_chunk(&mut self, from: PeerId, chunk: Chunk, body: Bytes) {
+        let Ok(address) = Address::decode(&chunk.address) else { return self.drop_one() };
+        let known =
+            if address.owner == self.me { self.assignment(from, address.number) } else { None };
+        let Some((id, _)) = known else { return self.drop_one() };
+        let call = &self.calls[id];
+        if call.answered || call.origin != Origin::Native {
+            return;
+        }
+        let chunk = Chunk { address: Bytes::new(), ..chunk };
+        let path = call.path.clone();
+        self.send_to_client(&path, chunk.into(), body);
+    }
+
+    /// The client has room for more of its stream.
+    pub(super) fn on_credit(&mut self, credit: Credit) {
+        let Some(id) = self.keys.get(&credit.key).copied() else { return };
+        let State::Assigned(_, slot) = self.calls[id].state else { return };
+        let worker = &self.registry.workers[slot];
+        let (peer, way) = (worker.id, worker.path());
+        if let Some(way) = way {
+            self.send_to_worker(way, peer, credit);
+        }
+    }
+
+    /// We could not send part of a stream: it has a gap now, so it ends.
+    pub(super) fn chunk_refused(&mut self, now: Time, key: Key) {
+        let Some(id) = self.keys.get(&key).copied() else { return };
+        self.stop_worker(id);
+        self.finish(
+            now,
+            id,
+            Outcome::error(Code::Unavailable, "the stream overran its way to the client"),
+        );
+    }
+
+    pub(super) fn accept(&mut self, path: &ReturnPath, key: Key) {
+        self.send_to_client(path, Accepted { key }.into(), Bytes::new());
+    }
+
+    pub(super) fn answer(&mut self, call: &Call, end: End) {
+        self.answer_to(&call.origin, &call.path, call.key, end);
+    }
+
+    pub(super) fn answer_to(&mut self, origin: &Origin, path: &ReturnPath, key: Key, end: End) {
+        match (origin, end) {
+            (Origin::Native, End::Native(outcome)) => self.answer_native(path, key, &outcome),
+            (Origin::Native, End::Ez(_)) => self.drop_one(),
+            (Origin::Ez(id), End::Ez(frames)) => self.answer_ez(path, id.clone(), frames),
+            (Origin::Ez(id), End::Native(outcome)) => {
+                let frames = if outcome.code == 0 {
+                    vec![Bytes::from_static(ez::OK), outcome.body]
+                } else {
+                    let text = format!("{}: {}", Code::from_number(outcome.code), outcome.message);
+                    vec![Bytes::from_static(ez::ERR), Bytes::from(text)]
+                };
+                self.answer_ez(path, id.clone(), frames);
+            }
+        }
+    }
+
+    pub(super) fn answer_native(&mut self, path: &ReturnPath, key: Key, outcome: &Outcome) {
+        let reply = Reply {
+            address: Bytes::new(),
+            key,
+            code: outcome.code,
+            message: outcome.message.clone(),
+            chunks: outcome.chunks,
+        };
+        self.send_to_client(path, reply.into(), outcome.body.clone());
+    }
+
+    pub(super) fn answer_ez(&mut self, path: &ReturnPath, id: Bytes, frames: Vec<Bytes>) {
+        let Some(link) = self.link_of(path) else { return self.drop_one() };
+        let message = EzAnswer { peer: path.peer.clone(), id }.into();
+        let body = Body::Frames(frames);
+        let (pipe, peer) = (path.pipe, PeerId::default());
+        self.send(
+            link,
+            Packet { steer: Steer::Owner(self.me), pipe, peer, bounced: false, message, body },
+        );
+    }
+
+    fn send_to_client(&mut self, path: &ReturnPath, message: zex_spec::Message, body: Bytes) {
+        let peer = path.peer.as_ref().try_into().map(PeerId);
+        let (Some(link), Ok(peer)) = (self.link_of(path), peer) else { return self.drop_one() };
+        let (steer, pipe, body) = (Steer::Owner(self.me), path.pipe, Body::Bytes(body));
+        self.send(link, Packet { steer, pipe, peer, bounced: false, message, body });
+    }
+
+    /// The socket towards a return path's pipe. A native client is at every pipe, so if its pipe
+    /// is not known any more another will do.
+    fn link_of(&self, path: &ReturnPath) -> Option<Link> {
+        let exact = self.pipes.get(&path.pipe).copied();
+        let other = || self.pipes.values().copied().find(|link| matches!(link, Link::In(_)));
+        exact.or_else(|| if path.dialect == Dialect::Native { other() } else { None })
+    }
+}
