@@ -50,9 +50,8 @@ impl HeldWork {
 
     /// The list for a heartbeat.
     pub(super) fn list(&mut self, now: Time) -> Vec<Held> {
-        self.owners.retain(|_, owner| {
-            !owner.numbers.is_empty() || now < owner.heard.plus_ms(QUIET_MS)
-        });
+        self.owners
+            .retain(|_, owner| !owner.numbers.is_empty() || now < owner.heard.plus_ms(QUIET_MS));
         let held = |(owner, entry): (&BrokerId, &Owner)| Held {
             owner: *owner,
             seen: entry.seen,

@@ -168,7 +168,13 @@ impl Memory {
     /// A broker asks whether it may give work with this key and attempt to anybody. `Some(true)`:
     /// it runs or ran here. `Some(false)`: it never did, and will not for a lower attempt. `None`:
     /// nobody can say any more.
-    pub(super) fn ask(&mut self, now: Time, key: Key, attempt: u8, asker: BrokerId) -> Option<bool> {
+    pub(super) fn ask(
+        &mut self,
+        now: Time,
+        key: Key,
+        attempt: u8,
+        asker: BrokerId,
+    ) -> Option<bool> {
         let until = now.plus_ms(MEMORY_MS);
         match self.states.get_mut(&key) {
             Some(State::Running(_) | State::Answered(_) | State::Spent) => return Some(true),

@@ -163,7 +163,8 @@ mod tests {
     #[test]
     fn all_messages_come_out_within_the_credit_and_all_room_comes_back() {
         // Lengths around every border: the empty message, the length that is cut, the whole chunk.
-        let lengths = [0, 1, 3, MAX_CHUNK_BYTES - 5, MAX_CHUNK_BYTES, 1, 3 * MAX_CHUNK_BYTES, 700_000, 9];
+        let lengths =
+            [0, 1, 3, MAX_CHUNK_BYTES - 5, MAX_CHUNK_BYTES, 1, 3 * MAX_CHUNK_BYTES, 700_000, 9];
         let mut sender = Sender::new();
         let mut charged = 0;
         for (number, len) in lengths.into_iter().enumerate() {

@@ -11,33 +11,36 @@
 //! Driven by `zex-worker` (one thread, one DEALER for each path) and by the simulator. Whoever
 //! drives it hands back a refused packet before the next action is taken: that keeps the order of
 //! a stream. EZ workers are no part of this: they have no keys, streams or capacity.
+//!
+//! Here: what it is told and what its brokers say. `runs`: what becomes of work. `returned`: what
+//! could not be sent.
+
+mod returned;
+mod runs;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use zex_spec::{
-    Address, Answer, Ask, BEAT_INTERVAL_MS, Body, BrokerId, Busy, Chunk, Code, Goodbye, Heartbeat,
-    Key, Knowledge, MAX_BODY_BYTES, Message, Options, Packet, Register, Reply, Status, Steer, Work,
+    Address, Answer, Ask, BEAT_INTERVAL_MS, Body, BrokerId, Busy, Code, Goodbye, Heartbeat, Key,
+    Knowledge, Message, Options, Packet, Register, Status, Steer, Work,
 };
 
+use self::runs::{answered, reply};
+use super::Path;
 use super::held::HeldWork;
 use super::keys::{Answered, Known, Memory, MemoryLimits};
 use super::sender::Sender;
 use super::timers::Timers;
-use super::Path;
 use crate::Time;
 
 /// How often a stream's worker says that the stream lives, ms.
 const STREAM_BEAT_MS: u64 = 1_000;
 /// Pause before a packet that came back is sent again, ms.
 const RETRY_MS: u64 = 50;
-/// Packets that may wait to be sent again; beyond, they are dropped and their owners heal.
-const MAX_RETRIES: usize = 10_000;
 /// Owners that one piece of work may be joined by. Each is a broker that took the call over from
 /// the one before; more than a few in one call's life are not to be believed.
 const MAX_OWNERS: usize = 8;
-/// Longest status message, bytes: it is one line for a person, and has to fit a header.
-const MAX_STATUS_BYTES: usize = 8 << 10;
 
 /// One run of one piece of work; the handler speaks of its work by it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -245,7 +248,7 @@ impl Session {
         if self.drain.is_none() {
             self.services = services;
             self.version = self.version.wrapping_add(1);
-            self.to_every_path(self.registration());
+            self.send_everywhere(self.registration());
         }
     }
 
@@ -263,7 +266,7 @@ impl Session {
         self.actions.push_back(Action::ToPipe(path, packet));
     }
 
-    fn to_every_path(&mut self, message: impl Into<Message>) {
+    fn send_everywhere(&mut self, message: impl Into<Message>) {
         let packet = Packet::from_peer(Steer::All, message, Bytes::new());
         for path in 0..self.settings.paths {
             self.actions.push_back(Action::ToPipe(Path(path), packet.clone()));
@@ -291,7 +294,7 @@ impl Session {
             // Not from the last due time on: who slept owes no beats.
             self.beat_due = now.plus_ms(BEAT_INTERVAL_MS);
             let beat = Heartbeat { version: self.version, held: self.held.list(now) };
-            self.to_every_path(beat);
+            self.send_everywhere(beat);
         }
     }
 
@@ -299,7 +302,7 @@ impl Session {
         if self.drain.is_none() {
             self.services.clear();
             self.version = self.version.wrapping_add(1);
-            self.to_every_path(self.registration());
+            self.send_everywhere(self.registration());
         }
         self.drain = Some(until);
     }
@@ -315,7 +318,7 @@ impl Session {
             return;
         }
         self.over = true;
-        self.to_every_path(Goodbye {});
+        self.send_everywhere(Goodbye {});
         self.actions.push_back(Action::Drained);
     }
 
@@ -450,231 +453,4 @@ impl Session {
         let packet = Packet::from_peer(Steer::Owner(broker), answer, Bytes::new());
         self.actions.push_back(Action::ToPipe(path, packet));
     }
-
-    // ── runs ─────────────────────────────────────────────────────────────────────────────────
-
-    fn look_at(&mut self, now: Time, run: RunId) {
-        let Some(record) = self.runs.get_mut(&run) else { return };
-        if now >= record.deadline {
-            let status = Status::new(Code::DeadlineExceeded, "no answer by the deadline");
-            return self.stop(now, run, status);
-        }
-        let mut due = record.deadline;
-        if let Some(stream) = &mut record.stream {
-            // Perhaps woken for a part that the path would not take.
-            stream.resume();
-            let chunks = stream.chunks();
-            if now >= record.beat_due {
-                record.beat_due = now.plus_ms(STREAM_BEAT_MS);
-                let packet = chunk(record, chunks, Bytes::new());
-                self.actions.push_back(Action::ToPipe(record.path, packet));
-            }
-            due = due.min(record.beat_due);
-        }
-        self.timers.reset(run, &mut record.due, due);
-        self.list(run);
-    }
-
-    /// Ends a run whose handler is not done.
-    fn stop(&mut self, now: Time, run: RunId, status: Status) {
-        self.actions.push_back(Action::Abort(run));
-        self.answer(now, run, Err(status));
-    }
-
-    fn message(&mut self, run: RunId, message: Bytes) {
-        if let Some(stream) = self.runs.get_mut(&run).and_then(|record| record.stream.as_mut()) {
-            stream.push(message);
-            self.list(run);
-        }
-    }
-
-    fn finish(&mut self, now: Time, run: RunId, outcome: Result<Bytes, Status>) {
-        let Some(record) = self.runs.get_mut(&run) else { return };
-        let Some(stream) = &mut record.stream else {
-            return self.answer(now, run, outcome);
-        };
-        let outcome = outcome.map(|last| {
-            if !last.is_empty() {
-                stream.push(last);
-            }
-        });
-        stream.finish(outcome);
-        self.list(run);
-    }
-
-    /// The one place where a run ends: every owner gets the answer, and it is remembered.
-    fn answer(&mut self, now: Time, run: RunId, outcome: Result<Bytes, Status>) {
-        let Some(record) = self.runs.remove(&run) else { return };
-        self.timers.clear(run, record.due);
-        let chunks = record.stream.map_or(0, |stream| stream.chunks());
-        let answer = answered(outcome, chunks);
-        for (owner, number, address) in record.addresses {
-            self.held.release(owner, number);
-            let packet = reply(owner, address, record.key, answer.clone());
-            self.actions.push_back(Action::ToPipe(record.path, packet));
-        }
-        self.memory.answer(now, record.key, answer);
-    }
-
-    // ── streams ──────────────────────────────────────────────────────────────────────────────
-
-    fn stream_of(&mut self, key: &Key) -> Option<(RunId, &mut Sender)> {
-        let run = self.memory.running(key)?;
-        let stream = self.runs.get_mut(&run)?.stream.as_mut()?;
-        Some((run, stream))
-    }
-
-    /// Gives a stream its turn if it has something to send.
-    fn list(&mut self, run: RunId) {
-        if let Some(stream) = self.runs.get_mut(&run).and_then(|record| record.stream.as_mut())
-            && !stream.listed
-            && stream.has_next()
-        {
-            stream.listed = true;
-            self.sending.push_back(run);
-        }
-    }
-
-    fn send_part(&mut self, run: RunId) {
-        let Some(record) = self.runs.get_mut(&run) else { return };
-        let Some(stream) = record.stream.as_mut() else { return };
-        stream.listed = false;
-        if !stream.has_next() {
-            return;
-        }
-        if let Some(outcome) = stream.take_outcome() {
-            return self.answer(self.now, run, outcome.map(|()| Bytes::new()));
-        }
-        let Some((number, part, room)) = stream.next_part() else { return };
-        let packet = chunk(record, number, part);
-        self.actions.push_back(Action::ToPipe(record.path, packet));
-        if room > 0 {
-            self.actions.push_back(Action::Room(run, room));
-        }
-        self.list(run);
-    }
-
-    // ── what comes back ──────────────────────────────────────────────────────────────────────
-
-    /// The path would not take a packet.
-    fn refused(&mut self, now: Time, path: Path, packet: Packet) {
-        match &packet.message {
-            Message::Chunk(chunk) => {
-                let (key, number) = (chunk.key, chunk.number);
-                let Body::Bytes(part) = packet.body else { return };
-                // A beat that is late is worth nothing: the next one comes.
-                if part.is_empty() {
-                    return;
-                }
-                if let Some((run, stream)) = self.stream_of(&key) {
-                    stream.give_back(number, part);
-                    self.wake(now, run);
-                }
-            }
-            Message::Reply(reply) => self.keep_reply(now, path, reply.address.clone(), packet),
-            Message::Busy(_) | Message::Answer(_) => self.keep(now, path, packet),
-            Message::Register(_) => {
-                if !self.unregistered.contains(&path) {
-                    self.unregistered.push(path);
-                }
-                self.register_due = now.plus_ms(RETRY_MS);
-            }
-            // Beats come again.
-            _ => self.dropped += 1,
-        }
-    }
-
-    /// A pipe could not route a packet: no broker is ready, or its queue is full.
-    fn bounced(&mut self, now: Time, path: Path, packet: Packet) {
-        match &packet.message {
-            Message::Chunk(chunk) if !packet.body.is_empty() => {
-                // Those behind it may have passed it: the stream has a gap.
-                if let Some((run, _)) = self.stream_of(&chunk.key) {
-                    let text = "a part of the stream could not be delivered";
-                    self.stop(now, run, Status::new(Code::Unavailable, text));
-                }
-            }
-            Message::Reply(reply) => self.keep_reply(now, path, reply.address.clone(), packet),
-            // Only a living owner has a use for the others.
-            _ => self.dropped += 1,
-        }
-    }
-
-    /// Keeps a reply to send it again, as long as the memory of its key lasts; till then its owner
-    /// hears that it is held.
-    fn keep_reply(&mut self, now: Time, path: Path, address: Bytes, packet: Packet) {
-        let Message::Reply(reply) = &packet.message else { return };
-        if !self.memory.has_answer(&reply.key) {
-            self.dropped += 1;
-            return;
-        }
-        if let Ok(address) = Address::decode(&address) {
-            self.held.hold(now, address.owner, address.number);
-        }
-        self.keep(now, path, packet);
-    }
-
-    fn keep(&mut self, now: Time, path: Path, mut packet: Packet) {
-        if self.retries.len() >= MAX_RETRIES {
-            self.dropped += 1;
-            if let Message::Reply(reply) = &packet.message {
-                self.release(&reply.address);
-            }
-            return;
-        }
-        // As it was before a pipe had it in its hands.
-        packet.bounced = false;
-        (packet.pipe, packet.peer) = Default::default();
-        let (due, path) = (now.plus_ms(RETRY_MS), path.next(self.settings.paths));
-        self.retries.push_back(Retry { due, path, packet });
-    }
-
-    fn release(&mut self, address: &Bytes) {
-        if let Ok(address) = Address::decode(address) {
-            self.held.release(address.owner, address.number);
-        }
-    }
-
-    /// Looks at a run soon.
-    fn wake(&mut self, now: Time, run: RunId) {
-        if let Some(record) = self.runs.get_mut(&run) {
-            let due = record.due.min(now.plus_ms(RETRY_MS));
-            self.timers.reset(run, &mut record.due, due);
-        }
-    }
-}
-
-/// A chunk of a run's stream, to the owner that sent the work last.
-fn chunk(record: &Run, number: u32, part: Bytes) -> Packet {
-    // A run has one address at least from its beginning on.
-    let (owner, _, address) = record.addresses.last().cloned().unwrap_or_default();
-    Packet::from_peer(Steer::Owner(owner), Chunk { address, key: record.key, number }, part)
-}
-
-fn reply(owner: BrokerId, address: Bytes, key: Key, answer: Answered) -> Packet {
-    let Answered { code, message, chunks, body } = answer;
-    Packet::from_peer(Steer::Owner(owner), Reply { address, key, code, message, chunks }, body)
-}
-
-/// An outcome as it travels, within what travels.
-fn answered(outcome: Result<Bytes, Status>, chunks: u32) -> Answered {
-    let mut status = match outcome {
-        Ok(body) if body.len() <= MAX_BODY_BYTES => {
-            return Answered { code: Code::Ok.number(), message: String::new(), chunks, body };
-        }
-        Ok(body) => {
-            let text = format!("the reply has {} bytes, at most {MAX_BODY_BYTES} travel", body.len());
-            Status::new(Code::ResourceExhausted, text)
-        }
-        Err(status) if status.code == Code::Ok => {
-            Status::new(Code::Internal, "the handler failed with the code OK")
-        }
-        Err(status) => status,
-    };
-    let cut = (0..=MAX_STATUS_BYTES).rev().find(|at| status.message.is_char_boundary(*at));
-    status.message.truncate(cut.unwrap_or(0));
-    if status.details.len() > MAX_BODY_BYTES {
-        status.details = Bytes::new();
-    }
-    Answered { code: status.code.number(), message: status.message, chunks, body: status.details }
 }

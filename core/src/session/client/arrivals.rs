@@ -1,0 +1,199 @@
+//! What pipes give a client: its own packets that they could not route, and what brokers say.
+
+use bytes::Bytes;
+use zex_spec::{
+    Body, BrokerId, Call, Chunk, Code, Credit, Key, Message, Options, Packet, Reply, Status, Steer,
+};
+
+use super::super::jitter;
+use super::super::receiver::{Arrival, Receiver, SILENCE_MS};
+use super::{
+    Action, NO_BROKER_MS, PAUSE_MAX_MS, PAUSE_MS, Path, Pending, Phase, RESEND_SIGNED_MS, Session,
+    gives_up, no_broker,
+};
+use crate::Time;
+
+/// A path that gave something back is not anybody's first choice for so long, ms.
+const SHUN_MS: u64 = 500;
+/// A credit that came back unsent is tried again after so long, ms.
+const CREDIT_RETRY_MS: u64 = 50;
+
+impl Session {
+    /// A pipe could not route a packet, or a path's queue would not take it.
+    pub(super) fn came_back(&mut self, now: Time, path: Path, packet: Packet) {
+        if let Some(shunned_until) = self.paths.get_mut(usize::from(path.0)) {
+            *shunned_until = now.plus_ms(SHUN_MS);
+        }
+        match packet.message {
+            Message::Call(call) => self.call_came_back(now, &call),
+            Message::Credit(credit) => self.credit_came_back(now, &credit),
+            // A cancel is a courtesy: what it would have stopped ends by its deadline.
+            _ => self.dropped += 1,
+        }
+    }
+
+    pub(super) fn call_came_back(&mut self, now: Time, call: &Call) {
+        let paths = self.path_count();
+        let Some(pending) = self.calls.get_mut(&call.key) else {
+            self.dropped += 1;
+            return;
+        };
+        let latest = call.attempt == pending.call.attempt;
+        if !latest || !matches!(pending.phase, Phase::Sent) {
+            // An attempt after it is underway, or part of the answer is here.
+            return;
+        }
+        if pending.returns == 0 {
+            pending.returned_since = now;
+        }
+        pending.returns += 1;
+        if pending.returns < u32::from(paths) {
+            let path = pending.path.next(paths);
+            return self.send(now, &call.key, path);
+        }
+        if gives_up(pending, now) {
+            return self.end(&call.key, Err(no_broker()));
+        }
+        pending.phase = Phase::Paused;
+        let rounds = (pending.returns - u32::from(paths)).min(16);
+        // From half of the pause to all of it; the first half is the shortest pause.
+        let half = (PAUSE_MS << rounds).min(PAUSE_MAX_MS / 2);
+        let pause = half + jitter(&call.key, rounds as u8, half);
+        let mut due = pending.deadline.min(now.plus_ms(pause));
+        if !pending.call.options.has(Options::WAIT) {
+            due = due.min(pending.returned_since.plus_ms(NO_BROKER_MS));
+        }
+        self.timers.reset(call.key, &mut pending.due, due);
+    }
+
+    pub(super) fn credit_came_back(&mut self, now: Time, credit: &Credit) {
+        let Some(pending) = self.calls.get_mut(&credit.key) else { return };
+        if let Phase::Streaming(stream) = &mut pending.phase {
+            stream.owe(credit.bytes);
+            let due = pending.due.min(now.plus_ms(CREDIT_RETRY_MS));
+            self.timers.reset(credit.key, &mut pending.due, due);
+        }
+    }
+
+    pub(super) fn arrived(&mut self, now: Time, path: Path, packet: Packet) {
+        let Steer::Owner(broker) = packet.steer else {
+            self.dropped += 1;
+            return;
+        };
+        let body = match packet.body {
+            Body::Bytes(body) => body,
+            Body::Frames(_) => Bytes::new(),
+        };
+        match packet.message {
+            Message::Reply(reply) => self.reply(reply, body),
+            Message::Chunk(chunk) => self.chunk(now, broker, &chunk, body),
+            Message::Accepted(accepted) => self.accepted(now, broker, &accepted.key),
+            Message::BrokerDown(_) => self.broker_down(now, path, broker),
+            _ => self.dropped += 1,
+        }
+    }
+
+    pub(super) fn accepted(&mut self, now: Time, broker: BrokerId, key: &Key) {
+        let Some(pending) = self.calls.get_mut(key) else {
+            self.dropped += 1;
+            return;
+        };
+        if matches!(pending.phase, Phase::Streaming(_)) {
+            return;
+        }
+        pending.owner = Some(broker);
+        pending.phase = Phase::Sent;
+        pending.returns = 0;
+        let spread = jitter(key, pending.call.attempt, RESEND_SIGNED_MS / 8);
+        let due = pending.deadline.min(now.plus_ms(RESEND_SIGNED_MS + spread));
+        self.timers.reset(*key, &mut pending.due, due);
+    }
+
+    pub(super) fn reply(&mut self, reply: Reply, body: Bytes) {
+        let Some(pending) = self.calls.get(&reply.key) else {
+            self.dropped += 1;
+            return;
+        };
+        let code = Code::from_number(reply.code);
+        if code != Code::Ok {
+            let status = Status { code, message: reply.message, details: body };
+            return self.end(&reply.key, Err(status));
+        }
+        let chunks = match &pending.phase {
+            Phase::Streaming(stream) => stream.chunks(),
+            Phase::Sent | Phase::Paused => 0,
+        };
+        if pending.call.options.has(Options::STREAM) && chunks != reply.chunks {
+            let text = format!("the stream has {} parts, {chunks} arrived", reply.chunks);
+            return self.end(&reply.key, Err(Status::new(Code::Unavailable, text)));
+        }
+        self.end(&reply.key, Ok(body));
+    }
+
+    pub(super) fn chunk(&mut self, now: Time, broker: BrokerId, chunk: &Chunk, body: Bytes) {
+        let key = chunk.key;
+        let Some(pending) = self.calls.get_mut(&key) else {
+            self.dropped += 1;
+            return;
+        };
+        if !pending.call.options.has(Options::STREAM) {
+            self.dropped += 1;
+            return;
+        }
+        if !matches!(pending.phase, Phase::Streaming(_)) {
+            pending.phase = Phase::Streaming(Receiver::new(broker, now));
+            let due = pending.deadline.min(now.plus_ms(SILENCE_MS));
+            self.timers.reset(key, &mut pending.due, due);
+        }
+        let Phase::Streaming(stream) = &mut pending.phase else { return };
+        // The silence is noticed when the timer fires; to move the timer for each chunk is dear.
+        match stream.chunk(now, broker, chunk.number, body.len()) {
+            Arrival::Next => self.actions.push_back(Action::Chunk(key, body)),
+            Arrival::Nothing => {}
+            Arrival::Gap => self.break_stream(&key, "a part of the stream was lost"),
+            Arrival::Moved => self.break_stream(&key, "the stream changed its broker"),
+            Arrival::Overrun => {
+                let text = "the worker sent more of the stream than it was allowed to";
+                self.take_back(&key, Status::new(Code::ResourceExhausted, text));
+            }
+        }
+    }
+
+    pub(super) fn consumed(&mut self, key: &Key, bytes: u32) {
+        let Some(pending) = self.calls.get_mut(key) else { return };
+        if let Phase::Streaming(stream) = &mut pending.phase {
+            stream.consumed(bytes);
+            let (path, owner, grant) = (pending.path, stream.owner, stream.take_grant());
+            self.grant(key, path, owner, grant);
+        }
+    }
+
+    pub(super) fn grant(&mut self, key: &Key, path: Path, owner: BrokerId, bytes: Option<u32>) {
+        if let Some(bytes) = bytes {
+            let credit = Credit { key: *key, bytes };
+            let packet = Packet::from_peer(Steer::Owner(owner), credit, Bytes::new());
+            self.actions.push_back(Action::ToPipe(path, packet));
+        }
+    }
+
+    /// What that broker had, or may have had, is sent again; its streams are over. Only calls that
+    /// went by the pipe which says so can have been steered to it unnoticed: the other pipes speak
+    /// for themselves.
+    pub(super) fn broker_down(&mut self, now: Time, path: Path, broker: BrokerId) {
+        let touched = |pending: &Pending| match (&pending.phase, pending.owner) {
+            (Phase::Streaming(stream), _) => stream.owner == broker,
+            (_, Some(owner)) => owner == broker,
+            (Phase::Sent, None) => pending.path == path,
+            (Phase::Paused, None) => false,
+        };
+        let calls = self.calls.iter().filter(|(_, pending)| touched(pending));
+        for key in calls.map(|(key, _)| *key).collect::<Vec<_>>() {
+            let Some(pending) = self.calls.get_mut(&key) else { continue };
+            pending.owner = None;
+            match pending.phase {
+                Phase::Streaming(_) => self.break_stream(&key, "the stream's broker has died"),
+                Phase::Sent | Phase::Paused => self.resend(now, &key),
+            }
+        }
+    }
+}
