@@ -9,19 +9,24 @@
 //! is: code, message, details. Dropping the future (or the [`Messages`]) resets the HTTP/2
 //! stream, which is how gRPC cancels.
 
-use std::{future::Future, time::Duration, time::Instant};
+use std::{error::Error as _, time::Instant};
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use tonic::{
-    Request, Response, Streaming,
+    Request, Streaming,
     client::Grpc,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::http::uri::PathAndQuery,
-    transport::Channel,
 };
 use zex_spec::{Code, MAX_BODY_BYTES, Status};
 
-use crate::target::{Line, UnderWay};
+use crate::{
+    cause::Cause,
+    target::{Line, UnderWay},
+};
+
+/// How often a request is sent when its connection closes before it goes out.
+const MAX_TRIES: u32 = 3;
 
 /// Calls a method that answers with one message.
 pub async fn unary(
@@ -30,17 +35,15 @@ pub async fn unary(
     body: Bytes,
     deadline: Instant,
 ) -> Result<Bytes, Status> {
-    let under_way = line.begin_call();
-    let (mut grpc, request) = prepare(line, body, deadline)?;
-    let answer = until(deadline, async {
-        ready(&mut grpc).await?;
-        grpc.unary(request, path.clone(), Passing).await
-    });
-    let answer = answer.await.map_err(|error| status(line.url(), deadline, error));
-    if !matches!(&answer, Err(status) if status.code == Code::DeadlineExceeded) {
-        under_way.heard();
+    let mut messages = server_stream(line, path, body, deadline).await?;
+    let Some(answer) = messages.next().await? else {
+        return Err(Status::new(Code::Internal, "the service ended the call without an answer"));
+    };
+    // The status comes after the answer, and may still be a bad one.
+    match messages.next().await? {
+        None => Ok(answer),
+        Some(_) => Err(Status::new(Code::Internal, "the service gave more than one answer")),
     }
-    answer.map(Response::into_inner)
 }
 
 /// Calls a method that answers with a stream of messages.
@@ -51,14 +54,34 @@ pub async fn server_stream(
     deadline: Instant,
 ) -> Result<Messages, Status> {
     let under_way = line.begin_call();
-    let (mut grpc, request) = prepare(line, body, deadline)?;
-    let opened = until(deadline, async {
-        ready(&mut grpc).await?;
-        grpc.server_streaming(request, path.clone(), Passing).await
-    });
-    let opened = opened.await.map_err(|error| status(line.url(), deadline, error))?;
-    under_way.heard();
-    Ok(Messages { stream: opened.into_inner(), deadline, line: line.clone(), under_way })
+    let mut tries = 1;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(late());
+        }
+        let mut request = Request::new(body.clone());
+        request.set_timeout(left);
+        let mut grpc = Grpc::new(line.channel()).max_decoding_message_size(MAX_BODY_BYTES);
+        let opened = tokio::time::timeout_at(deadline.into(), async {
+            grpc.ready().await.map_err(|error| tonic::Status::from_error(error.into()))?;
+            grpc.server_streaming(request, path.clone(), Passing).await
+        });
+        let error = match opened.await {
+            Err(_) => return Err(late()),
+            Ok(Ok(opened)) => {
+                line.heard();
+                let (stream, line) = (opened.into_inner(), line.clone());
+                return Ok(Messages { stream, deadline, line, _under_way: under_way });
+            }
+            Ok(Err(error)) => error,
+        };
+        // A connection that closed before the request went out has harmed nobody.
+        if tries == MAX_TRIES || Cause::of(&error) != Cause::NotBegun {
+            return Err(status(line.url(), error));
+        }
+        tries += 1;
+    }
 }
 
 /// What a server-streaming method answers, message by message.
@@ -67,83 +90,46 @@ pub struct Messages {
     stream: Streaming<Bytes>,
     deadline: Instant,
     line: Line,
-    under_way: UnderWay,
+    _under_way: UnderWay,
 }
 
 impl Messages {
     /// The next message; `None` is the end, and a good one.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Status> {
-        let next = until(self.deadline, self.stream.message()).await;
-        let next = next.map_err(|error| status(self.line.url(), self.deadline, error))?;
-        self.under_way.heard();
-        Ok(next)
-    }
-}
-
-fn prepare(
-    line: &Line,
-    body: Bytes,
-    deadline: Instant,
-) -> Result<(Grpc<Channel>, Request<Bytes>), Status> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(Status::new(Code::DeadlineExceeded, "the deadline passed before the call"));
-    }
-    let mut request = Request::new(body);
-    request.set_timeout(left);
-    Ok((Grpc::new(line.channel()).max_decoding_message_size(MAX_BODY_BYTES), request))
-}
-
-async fn ready(grpc: &mut Grpc<Channel>) -> Result<(), tonic::Status> {
-    grpc.ready().await.map_err(|error| tonic::Status::from_error(error.into()))
-}
-
-/// tonic watches the deadline only until the first byte of the answer; this does to the end.
-async fn until<T>(
-    deadline: Instant,
-    doing: impl Future<Output = Result<T, tonic::Status>>,
-) -> Result<T, tonic::Status> {
-    match tokio::time::timeout_at(deadline.into(), doing).await {
-        Ok(done) => done,
-        Err(_) => Err(tonic::Status::deadline_exceeded("no answer by the deadline")),
-    }
-}
-
-/// The slack between our clock and tonic's own timer for the same deadline, in milliseconds.
-const TIMER_SLACK_MS: u64 = 5;
-
-/// The status as the mesh carries it. One from the service goes through untouched. One that
-/// tonic made up about the connection has a source and becomes UNAVAILABLE: nobody knows
-/// whether the service began.
-fn status(url: &str, deadline: Instant, error: tonic::Status) -> Status {
-    if is_local(&error) {
-        let slack = Duration::from_millis(TIMER_SLACK_MS);
-        if Instant::now() + slack >= deadline {
-            return Status::new(Code::DeadlineExceeded, "no answer by the deadline");
+        // tonic itself watches the deadline only until the answer begins.
+        match tokio::time::timeout_at(self.deadline.into(), self.stream.message()).await {
+            Err(_) => Err(late()),
+            Ok(Err(error)) => Err(status(self.line.url(), error)),
+            Ok(Ok(next)) => {
+                self.line.heard();
+                Ok(next)
+            }
         }
-        let what = innermost(&error);
-        return Status::new(Code::Unavailable, format!("the service at {url} is gone: {what}"));
-    }
-    Status {
-        // tonic knows exactly the codes that zex-spec knows, 0 to 16.
-        code: Code::from_number(error.code() as i32 as u8),
-        message: error.message().to_owned(),
-        details: Bytes::copy_from_slice(error.details()),
     }
 }
 
-/// Whether tonic made this status up about the connection, rather than read it from the service.
-pub(crate) fn is_local(status: &tonic::Status) -> bool {
-    std::error::Error::source(status).is_some()
+/// The status as the mesh carries it. One from the service goes through untouched. A broken
+/// connection is UNAVAILABLE: nobody knows whether the service began.
+fn status(url: &str, error: tonic::Status) -> Status {
+    match Cause::of(&error) {
+        Cause::Gone(what) => {
+            Status::new(Code::Unavailable, format!("the service at {url} is gone: {what}"))
+        }
+        Cause::NotBegun => {
+            Status::new(Code::Unavailable, format!("the service at {url} closes its connections"))
+        }
+        Cause::Late if error.source().is_some() => late(),
+        Cause::Late | Cause::Service => Status {
+            // tonic knows exactly the codes that zex-spec knows, 0 to 16.
+            code: Code::from_number(error.code() as i32 as u8),
+            message: error.message().to_owned(),
+            details: Bytes::copy_from_slice(error.details()),
+        },
+    }
 }
 
-/// The last cause in the chain: tonic's own words ("transport error") say nothing.
-pub(crate) fn innermost(status: &tonic::Status) -> String {
-    let mut cause: &dyn std::error::Error = status;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
+fn late() -> Status {
+    Status::new(Code::DeadlineExceeded, "no answer from the service by the deadline")
 }
 
 /// The codec that passes bytes through.

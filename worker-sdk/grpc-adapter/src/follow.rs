@@ -25,11 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::watch,
-    task::JoinHandle,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::{sync::watch, task::JoinHandle, time::interval};
 
 use crate::{
     health::{self, Health, NoHealth, OVERALL, Watches},
@@ -41,7 +37,7 @@ use crate::{
 /// must stay well under the 3 s in which a dead service leaves the mesh.
 const BEAT_MS: u64 = 500;
 /// How long an answer to a beat may take, in milliseconds.
-const BEAT_TIMEOUT_MS: u64 = 1_000;
+const BEAT_TIMEOUT_MS: u64 = 700;
 /// A service that has nothing to do and says nothing for so long is gone, in milliseconds.
 const SILENCE_IDLE_MS: u64 = 2_000;
 /// The same while calls are under way, in milliseconds. A server with few threads answers
@@ -207,7 +203,6 @@ impl Following {
         }
         let mut link = session.line.link();
         let mut beat = interval(Duration::from_millis(BEAT_MS));
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.publish(&session);
             if *link.borrow_and_update() != session.link {
@@ -217,20 +212,21 @@ impl Following {
                 // Closed never: the line holds the other end.
                 _ = link.changed() => {}
                 (name, news) = session.watches.next() => session.note(name, news),
-                _ = beat.tick() => match session.beat().await {
-                    Ok(()) => {}
-                    Err(NoHealth::Gone(_)) => return End::Moved,
-                    Err(_) => {
-                        // Perhaps our own watches hold the threads it would answer with.
-                        if self.watching && session.watched() {
+                _ = beat.tick() => {
+                    let answer = session.beat().await;
+                    // A pause after each, however long it took.
+                    beat.reset();
+                    match answer {
+                        Ok(()) => {}
+                        Err(NoHealth::Gone(_)) => return End::Moved,
+                        Err(_) if session.is_silent() => return End::Silent,
+                        Err(_) => {
+                            // Perhaps our own watches hold the threads it would answer with.
                             self.watching = false;
                             session.unwatch();
                         }
-                        if session.is_silent() {
-                            return End::Silent;
-                        }
                     }
-                },
+                }
             }
         }
     }
@@ -338,10 +334,6 @@ impl Session {
         let watched: BTreeSet<String> = self.asked.iter().take(MAX_WATCHES).cloned().collect();
         self.watches = Watches::open(&self.line, watched.iter().map(String::as_str));
         self.asked.retain(|name| !watched.contains(name));
-    }
-
-    fn watched(&self) -> bool {
-        self.asked.len() <= self.catalogue.services.len()
     }
 
     fn unwatch(&mut self) {

@@ -13,10 +13,7 @@ use tonic_health::pb::{
     health_client::HealthClient,
 };
 
-use crate::{
-    call::{innermost, is_local},
-    target::Line,
-};
+use crate::{cause::Cause, target::Line};
 
 /// The name under which a server tells its own health.
 pub(crate) const OVERALL: &str = "";
@@ -56,18 +53,21 @@ pub(crate) async fn check(line: &Line, name: &str, limit: Duration) -> Result<He
             line.heard();
             Ok(health(response.get_ref()))
         }
-        Err(status) if is_local(&status) => Err(NoHealth::Gone(innermost(&status))),
-        Err(status) if status.code() == Code::DeadlineExceeded => Err(NoHealth::Late),
-        Err(status) => {
-            line.heard();
-            match status.code() {
-                Code::Unimplemented => Err(NoHealth::Unimplemented),
-                // A proxy that has lost the server behind it.
-                Code::Unavailable => Ok(Health::NotServing),
-                // Not found; or not for us to know.
-                _ => Ok(Health::Untold),
+        Err(status) => match (Cause::of(&status), status.code()) {
+            (Cause::Gone(why), _) => Err(NoHealth::Gone(why)),
+            (Cause::NotBegun, _) => Err(NoHealth::Gone("the connection closes".to_owned())),
+            (Cause::Late, _) => Err(NoHealth::Late),
+            (Cause::Service, code) => {
+                line.heard();
+                match code {
+                    Code::Unimplemented => Err(NoHealth::Unimplemented),
+                    // A proxy that has lost the server behind it.
+                    Code::Unavailable => Ok(Health::NotServing),
+                    // Not found; or not for us to know.
+                    _ => Ok(Health::Untold),
+                }
             }
-        }
+        },
     }
 }
 
@@ -123,11 +123,7 @@ async fn watch(line: Line, name: String, news: mpsc::Sender<News>) {
     let _ = news.send((name, None)).await;
 }
 
-async fn follow_watch(
-    line: &Line,
-    name: &str,
-    news: &mpsc::Sender<News>,
-) -> Result<(), Status> {
+async fn follow_watch(line: &Line, name: &str, news: &mpsc::Sender<News>) -> Result<(), Status> {
     let request = HealthCheckRequest { service: name.to_owned() };
     let mut changes = HealthClient::new(line.channel()).watch(request).await?.into_inner();
     while let Some(change) = changes.message().await? {

@@ -13,6 +13,7 @@
 //! * [`follow`]: is it there, and which of it takes work?
 
 pub mod call;
+mod cause;
 pub mod follow;
 mod health;
 pub mod reflection;

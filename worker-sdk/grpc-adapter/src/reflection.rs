@@ -34,10 +34,7 @@ use tonic_reflection::pb::v1::{
 };
 use zex_spec::{MAX_BODY_BYTES, MAX_NAME_BYTES};
 
-use crate::{
-    call::{innermost, is_local},
-    target::Line,
-};
+use crate::{cause::Cause, target::Line};
 
 /// How long one question may take, in milliseconds. It reads memory, next door.
 const QUESTION_TIMEOUT_MS: u64 = 2_000;
@@ -314,7 +311,8 @@ impl<'a> Reader<'a> {
         let file = FileDescriptorProto::decode(bytes.clone()).map_err(|error| {
             Trouble::Everywhere(self.nonsense(&format!("gives a file that is none: {error}")))
         })?;
-        let many = self.files.len() >= MAX_FILES || self.files_bytes + bytes.len() > MAX_FILES_BYTES;
+        let many =
+            self.files.len() >= MAX_FILES || self.files_bytes + bytes.len() > MAX_FILES_BYTES;
         if let Entry::Vacant(place) = self.files.entry(file.name().to_owned()) {
             if many {
                 return Err(Trouble::Everywhere(self.nonsense(&format!(
@@ -340,7 +338,8 @@ impl<'a> Reader<'a> {
         match answer {
             None => Err(self.failed("gives an empty answer")),
             Some(Answer::ErrorResponse(error)) => {
-                Err(self.refusal(Status::new(Code::from_i32(error.error_code), error.error_message)))
+                Err(self
+                    .refusal(Status::new(Code::from_i32(error.error_code), error.error_message)))
             }
             Some(answer) => Ok(answer),
         }
@@ -352,8 +351,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Option<ServerReflectionResponse>, Status> {
         let question =
             ServerReflectionRequest { host: String::new(), message_request: Some(question) };
-        let mut grpc =
-            Grpc::new(self.line.channel()).max_decoding_message_size(MAX_FILES_BYTES);
+        let mut grpc = Grpc::new(self.line.channel()).max_decoding_message_size(MAX_FILES_BYTES);
         grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
         let mut request = Request::new(tokio_stream::once(question));
         request.set_timeout(Duration::from_millis(QUESTION_TIMEOUT_MS));
@@ -363,15 +361,19 @@ impl<'a> Reader<'a> {
     }
 
     fn refusal(&self, status: Status) -> Refusal {
-        if is_local(&status) {
-            let (url, why) = (self.line.url().to_owned(), innermost(&status));
-            return Refusal::Failed(ReflectionError::Unreachable { url, why });
+        let url = self.line.url().to_owned();
+        match Cause::of(&status) {
+            Cause::NotBegun => {
+                let why = "the connection closes".to_owned();
+                return Refusal::Failed(ReflectionError::Unreachable { url, why });
+            }
+            Cause::Gone(why) => return Refusal::Failed(ReflectionError::Unreachable { url, why }),
+            Cause::Late => return Refusal::Failed(self.silent()),
+            Cause::Service => self.line.heard(),
         }
-        self.line.heard();
         match status.code() {
             Code::NotFound => Refusal::NotFound,
             Code::Unimplemented => Refusal::Unimplemented,
-            Code::DeadlineExceeded => Refusal::Failed(self.silent()),
             code => self.failed(&format!("fails with {code:?}: {}", status.message())),
         }
     }

@@ -64,8 +64,16 @@ impl Target {
             Some("https") => return Err(error("TLS to the service is not spoken here")),
             _ => return Err(error("only http is spoken here")),
         }
-        if uri.host().is_none_or(str::is_empty) {
+        let host = uri.host().unwrap_or_default();
+        if host.is_empty() {
             return Err(error("there is no host in it"));
+        }
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        if authority.contains('@') {
+            return Err(error("only a host and a port belong here, no name or password"));
+        }
+        if authority != host && uri.port_u16().is_none() {
+            return Err(error("that is no port"));
         }
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(error("a gRPC service has no path"));
@@ -167,13 +175,6 @@ impl Activity {
 /// A call under way; dropped when it ends.
 #[derive(Debug)]
 pub(crate) struct UnderWay(Arc<Activity>);
-
-impl UnderWay {
-    /// Notes that the service said something.
-    pub(crate) fn heard(&self) {
-        self.0.heard();
-    }
-}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
@@ -279,7 +280,9 @@ mod tests {
             ("http://", "target \"http://\""),
             ("", "target \"\""),
             ("http://a b:1", "target"),
-            ("http://127.0.0.1:99999", "target"),
+            ("http://127.0.0.1:99999", "port"),
+            ("http://127.0.0.1:", "port"),
+            ("http://name@127.0.0.1:1", "only a host and a port"),
         ] {
             let said = Target::parse(url).unwrap_err().to_string();
             assert!(said.contains(says), "{url}: {said}");
