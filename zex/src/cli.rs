@@ -1,0 +1,58 @@
+//! The command line: what `zex` can do, and the options that every command takes.
+//!
+//! Each command is a file under `commands/` with an `Args` struct, which is its part of the
+//! command line, and a `run` that does it. Parsed by `main` with the lower layers of the settings
+//! under it.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::pipe;
+
+/// A ZeroMQ broker mesh with heartbeating workers, and a durable pipeline engine on top of it.
+///
+/// Start with `zex demo`, or with `zex up` and `zex adapter http://host:port` next to any gRPC
+/// service that has reflection.
+#[derive(Parser, Debug)]
+#[command(name = "zex", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) general: General,
+    #[command(subcommand)]
+    pub(crate) command: Commands,
+}
+
+/// What every command takes.
+#[derive(Args, Debug)]
+pub(crate) struct General {
+    /// File with settings, YAML or TOML; its keys are the names of the flags
+    #[arg(long, env = "ZEX_CONFIG", value_name = "FILE", global = true)]
+    #[arg(help_heading = "General")]
+    pub(crate) config: Option<String>,
+    /// What to log: error, warn, info, debug, trace, or as in `zex=debug,zex_broker=trace`.
+    /// Roles log info by default, other commands warn. Logs go to stderr
+    #[arg(long, env = "ZEX_LOG", value_name = "LEVEL", global = true)]
+    #[arg(help_heading = "General")]
+    pub(crate) log: Option<String>,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Commands {
+    Pipe(pipe::PipeArgs),
+}
+
+impl Commands {
+    /// Whether it runs until it is stopped: then its logs are its life, and not a disturbance.
+    pub(crate) fn is_role(&self) -> bool {
+        match self {
+            Self::Pipe(_) => true,
+        }
+    }
+
+    /// Does it.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Pipe(args) => pipe::run(args).await,
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! `zex pipe in|worker|state`: one pipe.
+//!
+//! A pipe listens and nothing else: it is ready as soon as its ports are bound.
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+use zex_plumbing::{Context, Pipe, PipeSettings, StatePipeSettings};
+
+use crate::output;
+use crate::settings::mesh::{Bind, InPipePorts, StatePipePorts, WorkerPipePorts};
+use crate::settings::name::Name;
+use crate::stop::Stop;
+
+/// Run one pipe: it joins many peers to many brokers, and holds no work
+#[derive(Args, Debug)]
+pub(crate) struct PipeArgs {
+    #[command(subcommand)]
+    kind: Kind,
+}
+
+#[derive(Subcommand, Debug)]
+enum Kind {
+    /// Between clients and brokers
+    In {
+        #[command(flatten)]
+        ports: InPipePorts,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Between workers and brokers
+    Worker {
+        #[command(flatten)]
+        ports: WorkerPipePorts,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// From every broker to every broker
+    State {
+        #[command(flatten)]
+        ports: StatePipePorts,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Args, Debug)]
+struct Common {
+    #[command(flatten)]
+    bind: Bind,
+    #[command(flatten)]
+    name: Name,
+    /// Say on stdout in JSON where it listens
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the pipe until it is asked to stop.
+pub(crate) async fn run(args: PipeArgs) -> anyhow::Result<()> {
+    let stop = Stop::catch()?;
+    let context = Context::new();
+    let (kind, common, pipe) = match args.kind {
+        Kind::In { ports, common } => {
+            let settings = edge("in-pipe", &common, ports.in_pipe_port, ports.in_pipe_broker_port)?;
+            ("in", common, Pipe::start_in(&context, &settings)?)
+        }
+        Kind::Worker { ports, common } => {
+            let (peers, brokers) = (ports.worker_pipe_port, ports.worker_pipe_broker_port);
+            let settings = edge("worker-pipe", &common, peers, brokers)?;
+            ("worker", common, Pipe::start_worker(&context, &settings)?)
+        }
+        Kind::State { ports, common } => {
+            let settings = StatePipeSettings {
+                name: common.name.or_own("state-pipe"),
+                brokers_endpoint: common.bind.endpoint(ports.state_pipe_port)?,
+                publish_endpoint: common.bind.endpoint(ports.state_pipe_publish_port)?,
+            };
+            ("state", common, Pipe::start_state(&context, &settings)?)
+        }
+    };
+    say_ready(kind, &pipe, common.json)?;
+    stop.asked().await;
+    pipe.stop();
+    Ok(())
+}
+
+fn edge(role: &str, common: &Common, peers: u16, brokers: u16) -> anyhow::Result<PipeSettings> {
+    Ok(PipeSettings {
+        name: common.name.or_own(role),
+        peers_endpoint: common.bind.endpoint(peers)?,
+        brokers_endpoint: common.bind.endpoint(brokers)?,
+    })
+}
+
+fn say_ready(kind: &str, pipe: &Pipe, json: bool) -> anyhow::Result<()> {
+    let (front, back) = (pipe.front_endpoint(), pipe.back_endpoint());
+    let (front_is, back_is) = match kind {
+        "in" => ("clients", "brokers"),
+        "worker" => ("workers", "brokers"),
+        _ => ("brokers", "publish"),
+    };
+    if json {
+        output::json(&json!({"ready": format!("{kind} pipe"), front_is: front, back_is: back}))?;
+    } else {
+        output::line(&format!("{kind} pipe ready: {front_is} at {front}, {back_is} at {back}"))?;
+    }
+    Ok(())
+}

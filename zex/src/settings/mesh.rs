@@ -1,0 +1,255 @@
+//! Where the pipes are, for those who connect; where they shall listen, for those who bind.
+//!
+//! ```text
+//!   who          connects to
+//!   client       every in pipe's port               --in-pipe, or --in-pipe-host and --in-pipe-port
+//!   worker       every worker pipe's port           likewise
+//!   broker       the other port of every pipe       likewise, one port higher
+//! ```
+//!
+//! Used by every command; `zex up` binds what the others connect to.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+/// The two ports of an in pipe.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct InPipePorts {
+    /// Port of an in pipe for clients
+    #[arg(long, env = "ZEX_IN_PIPE_PORT", value_name = "PORT", default_value_t = 9000)]
+    #[arg(help_heading = "Mesh", hide_short_help = true)]
+    pub(crate) in_pipe_port: u16,
+    /// Port of an in pipe for brokers
+    #[arg(long, env = "ZEX_IN_PIPE_BROKER_PORT", value_name = "PORT", default_value_t = 9001)]
+    #[arg(help_heading = "Mesh", hide_short_help = true)]
+    pub(crate) in_pipe_broker_port: u16,
+}
+
+/// The two ports of a state pipe.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct StatePipePorts {
+    /// Port of a state pipe where brokers speak
+    #[arg(long, env = "ZEX_STATE_PIPE_PORT", value_name = "PORT", default_value_t = 9002)]
+    #[arg(help_heading = "Mesh", hide_short_help = true)]
+    pub(crate) state_pipe_port: u16,
+    /// Port of a state pipe where brokers listen
+    #[arg(long, env = "ZEX_STATE_PIPE_PUBLISH_PORT", value_name = "PORT", default_value_t = 9003)]
+    #[arg(help_heading = "Mesh", hide_short_help = true)]
+    pub(crate) state_pipe_publish_port: u16,
+}
+
+/// The two ports of a worker pipe.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct WorkerPipePorts {
+    /// Port of a worker pipe for workers
+    #[arg(long, env = "ZEX_WORKER_PIPE_PORT", value_name = "PORT", default_value_t = 9004)]
+    #[arg(help_heading = "Mesh", hide_short_help = true)]
+    pub(crate) worker_pipe_port: u16,
+    /// Port of a worker pipe for brokers
+    #[arg(long, env = "ZEX_WORKER_PIPE_BROKER_PORT", value_name = "PORT", default_value_t = 9005)]
+    #[arg(help_heading = "Mesh", hide_short_help = true)]
+    pub(crate) worker_pipe_broker_port: u16,
+}
+
+/// The in pipes, for who connects to them.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct InPipes {
+    /// In pipes where clients connect, such as tcp://127.0.0.1:9000; a comma between several.
+    /// Brokers connect to the port above, unless --in-pipe-host says otherwise
+    #[arg(long, env = "ZEX_IN_PIPE", value_name = "ENDPOINTS", value_delimiter = ',')]
+    #[arg(help_heading = "Mesh")]
+    pub(crate) in_pipe: Vec<String>,
+    /// Hosts of the in pipes, where --in-pipe is not given; a comma between several
+    #[arg(long, env = "ZEX_IN_PIPE_HOST", value_name = "HOSTS", value_delimiter = ',')]
+    #[arg(help_heading = "Mesh", hide_short_help = true, default_value = "127.0.0.1")]
+    pub(crate) in_pipe_host: Vec<String>,
+    #[command(flatten)]
+    pub(crate) ports: InPipePorts,
+}
+
+/// The state pipes, for who connects to them.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct StatePipes {
+    /// State pipes where brokers speak, such as tcp://127.0.0.1:9002; a comma between several.
+    /// They listen at the port above
+    #[arg(long, env = "ZEX_STATE_PIPE", value_name = "ENDPOINTS", value_delimiter = ',')]
+    #[arg(help_heading = "Mesh")]
+    pub(crate) state_pipe: Vec<String>,
+    /// Hosts of the state pipes, where --state-pipe is not given; a comma between several
+    #[arg(long, env = "ZEX_STATE_PIPE_HOST", value_name = "HOSTS", value_delimiter = ',')]
+    #[arg(help_heading = "Mesh", hide_short_help = true, default_value = "127.0.0.1")]
+    pub(crate) state_pipe_host: Vec<String>,
+    #[command(flatten)]
+    pub(crate) ports: StatePipePorts,
+}
+
+/// The worker pipes, for who connects to them.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct WorkerPipes {
+    /// Worker pipes where workers connect, such as tcp://127.0.0.1:9004; a comma between several.
+    /// Brokers connect to the port above
+    #[arg(long, env = "ZEX_WORKER_PIPE", value_name = "ENDPOINTS", value_delimiter = ',')]
+    #[arg(help_heading = "Mesh")]
+    pub(crate) worker_pipe: Vec<String>,
+    /// Hosts of the worker pipes, where --worker-pipe is not given; a comma between several
+    #[arg(long, env = "ZEX_WORKER_PIPE_HOST", value_name = "HOSTS", value_delimiter = ',')]
+    #[arg(help_heading = "Mesh", hide_short_help = true, default_value = "127.0.0.1")]
+    pub(crate) worker_pipe_host: Vec<String>,
+    #[command(flatten)]
+    pub(crate) ports: WorkerPipePorts,
+}
+
+/// Where a pipe listens.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Bind {
+    /// Address to listen on; 0.0.0.0 for every one that this machine has
+    #[arg(long, env = "ZEX_BIND", value_name = "HOST", default_value = "127.0.0.1")]
+    #[arg(help_heading = "Mesh")]
+    pub(crate) bind: String,
+}
+
+impl InPipes {
+    /// The endpoints for clients.
+    pub(crate) fn for_clients(&self) -> anyhow::Result<Vec<String>> {
+        endpoints("in-pipe", &self.in_pipe, &self.in_pipe_host, self.ports.in_pipe_port, 0)
+    }
+
+    /// The endpoints for brokers.
+    pub(crate) fn for_brokers(&self) -> anyhow::Result<Vec<String>> {
+        endpoints("in-pipe", &self.in_pipe, &self.in_pipe_host, self.ports.in_pipe_broker_port, 1)
+    }
+}
+
+impl StatePipes {
+    /// The endpoints where brokers speak.
+    pub(crate) fn to_speak(&self) -> anyhow::Result<Vec<String>> {
+        let port = self.ports.state_pipe_port;
+        endpoints("state-pipe", &self.state_pipe, &self.state_pipe_host, port, 0)
+    }
+
+    /// The endpoints where they listen, in the same order.
+    pub(crate) fn to_listen(&self) -> anyhow::Result<Vec<String>> {
+        let port = self.ports.state_pipe_publish_port;
+        endpoints("state-pipe", &self.state_pipe, &self.state_pipe_host, port, 1)
+    }
+}
+
+impl WorkerPipes {
+    /// The endpoints for workers.
+    pub(crate) fn for_workers(&self) -> anyhow::Result<Vec<String>> {
+        let port = self.ports.worker_pipe_port;
+        endpoints("worker-pipe", &self.worker_pipe, &self.worker_pipe_host, port, 0)
+    }
+
+    /// The endpoints for brokers.
+    pub(crate) fn for_brokers(&self) -> anyhow::Result<Vec<String>> {
+        let port = self.ports.worker_pipe_broker_port;
+        endpoints("worker-pipe", &self.worker_pipe, &self.worker_pipe_host, port, 1)
+    }
+}
+
+impl Bind {
+    /// The endpoint to bind for a port. libzmq binds addresses, not names, so a name is looked up.
+    pub(crate) fn endpoint(&self, port: u16) -> anyhow::Result<String> {
+        let host = match self.bind.as_str() {
+            "*" => "0.0.0.0",
+            other => other,
+        };
+        let address = match host.parse::<IpAddr>() {
+            Ok(address) => SocketAddr::new(address, port),
+            Err(_) => (host, port)
+                .to_socket_addrs()
+                .ok()
+                .and_then(|mut found| found.find(SocketAddr::is_ipv4))
+                .with_context(|| format!("--bind {host}: no such address on this machine"))?,
+        };
+        if address.is_ipv6() {
+            bail!("--bind {host}: pipes listen on IPv4 addresses only");
+        }
+        Ok(format!("tcp://{address}"))
+    }
+}
+
+/// What was given, or one endpoint for each host; `above` is added to the ports of what was given.
+fn endpoints(
+    setting: &str,
+    given: &[String],
+    hosts: &[String],
+    port: u16,
+    above: u16,
+) -> anyhow::Result<Vec<String>> {
+    let given = given.iter().map(|endpoint| {
+        let (host, first) = split(endpoint).with_context(|| {
+            format!("--{setting} {endpoint}: write it as tcp://host:port, the port from 1 to 65534")
+        })?;
+        Ok(format!("tcp://{host}:{}", first + above))
+    });
+    let given = given.collect::<anyhow::Result<Vec<_>>>()?;
+    if !given.is_empty() {
+        return Ok(given);
+    }
+    if port == 0 || hosts.iter().any(|host| host.is_empty()) {
+        bail!("--{setting}-host and --{setting}-port must name a host and a port to connect to");
+    }
+    Ok(hosts.iter().map(|host| format!("tcp://{host}:{port}")).collect())
+}
+
+/// The host and the port of `tcp://host:port`.
+fn split(endpoint: &str) -> Option<(&str, u16)> {
+    let (host, port) = endpoint.strip_prefix("tcp://")?.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| (1..u16::MAX).contains(port))?;
+    (!host.is_empty() && !host.contains('\0')).then_some((host, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(list: &[&str]) -> Vec<String> {
+        list.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_given_endpoint_goes_before_hosts_and_brokers_take_the_port_above() {
+        let given = texts(&["tcp://a:9000", "tcp://b.example:1"]);
+        let hosts = texts(&["elsewhere"]);
+        let clients = endpoints("in-pipe", &given, &hosts, 9000, 0).unwrap();
+        assert_eq!(clients, given);
+        let brokers = endpoints("in-pipe", &given, &hosts, 9001, 1).unwrap();
+        assert_eq!(brokers, texts(&["tcp://a:9001", "tcp://b.example:2"]));
+    }
+
+    #[test]
+    fn hosts_have_the_port_that_is_set() {
+        let hosts = texts(&["in-1", "in-2"]);
+        let found = endpoints("in-pipe", &[], &hosts, 9001, 1).unwrap();
+        assert_eq!(found, texts(&["tcp://in-1:9001", "tcp://in-2:9001"]));
+    }
+
+    #[test]
+    fn what_is_no_endpoint_is_named() {
+        for bad in
+            ["", "a:9000", "tcp://a", "tcp://:9000", "tcp://a:0", "tcp://a:65535", "tcp://a:x"]
+        {
+            let error = endpoints("in-pipe", &texts(&[bad]), &[], 1, 0).unwrap_err();
+            assert!(
+                error.to_string().starts_with(&format!("--in-pipe {bad}: write it as")),
+                "{error}"
+            );
+        }
+        assert!(endpoints("in-pipe", &[], &texts(&[""]), 1, 0).is_err());
+        assert!(endpoints("in-pipe", &[], &texts(&["a"]), 0, 0).is_err());
+    }
+
+    #[test]
+    fn names_are_looked_up_to_be_bound() {
+        let bind = |host: &str| Bind { bind: host.to_owned() }.endpoint(7);
+        assert_eq!(bind("127.0.0.1").unwrap(), "tcp://127.0.0.1:7");
+        assert_eq!(bind("localhost").unwrap(), "tcp://127.0.0.1:7");
+        assert_eq!(bind("*").unwrap(), "tcp://0.0.0.0:7");
+        assert!(bind("::1").is_err());
+        assert!(bind("no such host").is_err());
+    }
+}

@@ -1,0 +1,52 @@
+//! The end of a role: SIGTERM or SIGINT asks for it, a second one does not wait.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How long a role may take to drain, seconds: docker-compose kills after 15, and a shell is
+/// waited at by a person.
+pub(crate) const DRAIN_S: u64 = 10;
+/// What shells give for a process that SIGINT ended.
+const INTERRUPTED: i32 = 130;
+
+/// The signals that ask to stop, caught from its making on.
+pub(crate) struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    /// Begins to catch them.
+    pub(crate) fn catch() -> anyhow::Result<Self> {
+        let caught = |kind| signal(kind).context("cannot catch signals");
+        Ok(Self {
+            terminate: caught(SignalKind::terminate())?,
+            interrupt: caught(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the first. From then on the next one ends the process at once.
+    pub(crate) async fn asked(mut self) {
+        self.next().await;
+        tokio::spawn(async move {
+            self.next().await;
+            std::process::exit(INTERRUPTED);
+        });
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Lets `draining` finish what is held; not longer than [`DRAIN_S`].
+pub(crate) async fn drain(what: &str, draining: impl Future<Output = ()>) {
+    if tokio::time::timeout(Duration::from_secs(DRAIN_S), draining).await.is_err() {
+        tracing::warn!("{what}: not drained after {DRAIN_S} s; what is left is given up");
+    }
+}
