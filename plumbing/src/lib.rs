@@ -11,6 +11,7 @@
 //! - [`Socket`]: non-blocking [`Socket::recv`] and [`Socket::send`], bounded in frames and bytes.
 //! - [`mailbox()`]: a bounded channel into a thread that sleeps on sockets; [`wait`] sleeps on
 //!   both, with a deadline.
+//! - [`Dealers`]: a client's or a worker's sockets, with what waits for room in them.
 //! - [`Clock`], [`epoch_now`], [`new_peer_id`]: what the pure crates are given from outside.
 //!
 //! How a thread with sockets looks (client, worker SDK, broker and pipes all do this):
@@ -46,11 +47,13 @@
 
 mod clock;
 mod context;
+mod dealers;
 mod mailbox;
 mod socket;
 
 pub use clock::{Clock, epoch_now, new_peer_id};
 pub use context::Context;
+pub use dealers::Dealers;
 pub use mailbox::{Handle, Mailbox, NotSent, mailbox, wait};
 pub use socket::{Sent, Socket};
 

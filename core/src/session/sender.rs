@@ -5,7 +5,7 @@
 //!      ◀── room, when messages have left ──┘
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use zex_spec::{INITIAL_CREDIT_BYTES, MAX_CHUNK_BYTES, Status};
@@ -35,8 +35,8 @@ pub(super) struct Sender {
     number: u32,
     /// How it ends once the queue is empty.
     outcome: Option<Result<(), Status>>,
-    /// A chunk that the path would not take; nothing overtakes it.
-    returned: Option<(u32, Bytes)>,
+    /// Chunks that the path would not take, by number; nothing overtakes them.
+    returned: BTreeMap<u32, Bytes>,
     /// Set from then until it may be tried again.
     stalled: bool,
     /// Whether the session has it in its list of streams with something to send.
@@ -51,7 +51,7 @@ impl Sender {
             credit: u64::from(INITIAL_CREDIT_BYTES),
             number: 0,
             outcome: None,
-            returned: None,
+            returned: BTreeMap::new(),
             stalled: false,
             listed: false,
         }
@@ -59,7 +59,8 @@ impl Sender {
 
     /// The number of the last chunk that left, for beats and for the reply.
     pub(super) fn chunks(&self) -> u32 {
-        self.number - u32::from(self.returned.is_some())
+        // The first that came back has not left, nor has any behind it.
+        self.returned.keys().next().map_or(self.number, |first| first - 1)
     }
 
     /// The handler sends a message.
@@ -81,7 +82,7 @@ impl Sender {
 
     /// The path would not take this chunk.
     pub(super) fn give_back(&mut self, number: u32, part: Bytes) {
-        self.returned = Some((number, part));
+        self.returned.insert(number, part);
         self.stalled = true;
     }
 
@@ -94,18 +95,18 @@ impl Sender {
     pub(super) fn has_next(&self) -> bool {
         let part = !self.queue.is_empty() && self.credit > 0;
         let end = self.queue.is_empty() && self.outcome.is_some();
-        !self.stalled && (self.returned.is_some() || part || end)
+        !self.stalled && (!self.returned.is_empty() || part || end)
     }
 
     /// How it ends, once everything in front of the end has left.
     pub(super) fn take_outcome(&mut self) -> Option<Result<(), Status>> {
-        let done = self.queue.is_empty() && self.returned.is_none();
+        let done = self.queue.is_empty() && self.returned.is_empty();
         if done { self.outcome.take() } else { None }
     }
 
     /// The next chunk, and the charge of the messages whose last byte it has.
     pub(super) fn next_part(&mut self) -> Option<(u32, Bytes, u32)> {
-        if let Some((number, part)) = self.returned.take() {
+        if let Some((number, part)) = self.returned.pop_first() {
             return Some((number, part, 0));
         }
         let limit = usize::try_from(self.credit).unwrap_or(usize::MAX).min(MAX_CHUNK_BYTES);
@@ -197,19 +198,30 @@ mod tests {
     }
 
     #[test]
-    fn nothing_overtakes_a_part_that_came_back() {
+    fn nothing_overtakes_parts_that_came_back() {
         let mut sender = Sender::new();
-        sender.push(Bytes::from_static(b"a"));
-        let (number, part, _) = sender.next_part().unwrap();
-        sender.push(Bytes::from_static(b"b"));
+        let mut parts = Vec::new();
+        for message in [&b"a"[..], b"b", b"c"] {
+            sender.push(Bytes::from_static(message));
+            parts.extend(sender.next_part().map(|(number, part, _)| (number, part)));
+        }
+        sender.push(Bytes::from_static(b"d"));
         sender.finish(Ok(()));
-        sender.give_back(number, part.clone());
+        for (number, part) in parts.iter().skip(1).cloned() {
+            sender.give_back(number, part);
+        }
         assert!(!sender.has_next());
+        // A beat names what has left.
+        assert_eq!(sender.chunks(), 1);
         sender.resume();
-        assert!(sender.has_next());
-        assert_eq!(sender.take_outcome(), None);
-        assert_eq!(sender.next_part().map(|(n, p, _)| (n, p)), Some((1, part)));
-        assert_eq!(sender.next_part().map(|(n, ..)| n), Some(2));
+        // The first of them comes back once more.
+        let (number, part, _) = sender.next_part().unwrap();
+        assert_eq!((number, &part), (2, &parts[1].1));
+        sender.give_back(number, part);
+        sender.resume();
+        let numbers: Vec<u32> =
+            std::iter::from_fn(|| sender.next_part().map(|(number, ..)| number)).collect();
+        assert_eq!(numbers, [2, 3, 4]);
         assert_eq!(sender.take_outcome(), Some(Ok(())));
     }
 }
