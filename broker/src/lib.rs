@@ -1,0 +1,338 @@
+//! A broker: one thread that owns the sockets and drives [`zex_core::mesh::Mesh`].
+//!
+//! ```text
+//!   in pipes ── DEALER ─┐                      ┌─▶ DEALER, without waiting; full: Refused
+//!   worker pipes DEALER ┼─▶ decode ─▶ Mesh ─▶──┤
+//!   state pipes ── SUB ─┘                      └─▶ DEALER to the state pipes
+//! ```
+//!
+//! It decides nothing: who gets what is the core's. Used by `zex broker`, `zex up` and the tests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use zex_core::mesh::{Action, Event, Link, Mesh, Settings};
+use zex_plumbing::{Clock, Context, Handle, Mailbox, Sent, Socket, epoch_now, mailbox, wait};
+use zex_spec::{BrokerId, Incarnation, Malformed, Packet};
+
+/// Messages taken from one socket before the next gets its turn: long enough to send answers in
+/// bursts, short enough that beats are not kept waiting.
+const BURST_MESSAGES: usize = 256;
+/// Commands that may wait; there are two and they are rare.
+const COMMANDS: usize = 16;
+/// Malformed messages are counted, and spoken of at most once in so many milliseconds.
+const COMPLAINT_MS: u64 = 1_000;
+
+/// What a broker has to know to start.
+#[derive(Debug, Clone)]
+pub struct BrokerSettings {
+    /// Unique among the brokers of a mesh, and the same after a restart: a broker that comes back
+    /// under its name is home to the same services.
+    pub name: String,
+    /// Where the in pipes take brokers, e.g. `tcp://127.0.0.1:9001`.
+    pub in_pipes: Vec<String>,
+    /// Where the worker pipes take brokers.
+    pub worker_pipes: Vec<String>,
+    /// Where the state pipes listen and where they publish.
+    pub state_pipes: Vec<(String, String)>,
+    /// The bounds. Links, state and seed are filled in from the above.
+    pub bounds: Settings,
+}
+
+/// Why a broker could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A socket.
+    #[error(transparent)]
+    Sockets(#[from] zex_plumbing::Error),
+    /// More pipes than a link can number.
+    #[error("{0} pipes of one kind are too many; a broker joins at most 255")]
+    TooManyPipes(usize),
+    /// The thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Numbers that a broker publishes while it runs.
+#[derive(Debug, Default)]
+struct Gauges {
+    ready: AtomicBool,
+    calls: AtomicU64,
+    malformed: AtomicU64,
+    dropped: AtomicU64,
+    drift: AtomicU64,
+}
+
+/// What a broker has counted so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BrokerStats {
+    /// Calls queued or assigned now.
+    pub calls: u64,
+    /// Messages that did not decode.
+    pub malformed: u64,
+    /// Messages for nobody, or nonsense for who said them.
+    pub dropped: u64,
+    /// Assignments that a heartbeat had to correct.
+    pub drift: u64,
+}
+
+enum Command {
+    Drain,
+    Stop,
+}
+
+/// A running broker. Dropping it stops it at once, without a goodbye.
+pub struct Broker {
+    id: BrokerId,
+    commands: Handle<Command>,
+    thread: Option<JoinHandle<()>>,
+    gauges: Arc<Gauges>,
+}
+
+impl Broker {
+    /// Connects to every pipe and begins to beat.
+    ///
+    /// # Errors
+    /// [`Error`] if an endpoint is malformed, or the system has no sockets or threads left. That a
+    /// pipe is not there is no error: it is waited for.
+    pub fn start(context: &Context, settings: BrokerSettings) -> Result<Self, Error> {
+        let id = Incarnation::new(&settings.name, epoch_now());
+        let (commands, inbox) = mailbox(COMMANDS)?;
+        let gauges = Arc::new(Gauges::default());
+        let driver = Driver::new(context, id, settings, inbox, Arc::clone(&gauges))?;
+        let thread = std::thread::Builder::new().name("zex-broker".into());
+        let thread = thread.spawn(move || driver.run()).map_err(Error::Thread)?;
+        Ok(Self { id, commands, thread: Some(thread), gauges })
+    }
+
+    /// This life of it.
+    pub fn id(&self) -> BrokerId {
+        self.id
+    }
+
+    /// Whether requests are steered to it.
+    pub fn is_ready(&self) -> bool {
+        self.gauges.ready.load(Ordering::Relaxed)
+    }
+
+    /// What it has counted so far.
+    pub fn stats(&self) -> BrokerStats {
+        let read = |gauge: &AtomicU64| gauge.load(Ordering::Relaxed);
+        BrokerStats {
+            calls: read(&self.gauges.calls),
+            malformed: read(&self.gauges.malformed),
+            dropped: read(&self.gauges.dropped),
+            drift: read(&self.gauges.drift),
+        }
+    }
+
+    /// Takes no new work, finishes what it holds, says goodbye and ends. Returns whether it was
+    /// done within `patience`; if not it is stopped all the same. Blocks.
+    pub fn drain(mut self, patience: Duration) -> bool {
+        let _ = self.commands.send(Command::Drain);
+        let deadline = Instant::now() + patience;
+        let Some(thread) = self.thread.take() else { return true };
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        let done = thread.is_finished();
+        let _ = self.commands.send(Command::Stop);
+        let _ = thread.join();
+        done
+    }
+
+    /// Ends at once, as if killed; the mesh finds out.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let _ = self.commands.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The thread's own.
+struct Driver {
+    name: String,
+    clock: Clock,
+    mesh: Mesh,
+    links: Vec<(Link, Socket)>,
+    /// To the state pipes, and from them.
+    told: Vec<Socket>,
+    heard: Vec<Socket>,
+    inbox: Mailbox<Command>,
+    gauges: Arc<Gauges>,
+    malformed: u64,
+    complained: Option<Instant>,
+    drained: bool,
+}
+
+impl Driver {
+    fn new(
+        context: &Context,
+        id: BrokerId,
+        settings: BrokerSettings,
+        inbox: Mailbox<Command>,
+        gauges: Arc<Gauges>,
+    ) -> Result<Self, Error> {
+        let number = |pipes: &[String]| {
+            u8::try_from(pipes.len()).map_err(|_| Error::TooManyPipes(pipes.len()))
+        };
+        let bounds = Settings {
+            in_links: number(&settings.in_pipes)?,
+            worker_links: number(&settings.worker_pipes)?,
+            state: !settings.state_pipes.is_empty(),
+            seed: random_seed(),
+            ..settings.bounds
+        };
+        let mut links = Vec::new();
+        let ins = (0..bounds.in_links).map(Link::In).zip(&settings.in_pipes);
+        let workers = (0..bounds.worker_links).map(Link::Worker).zip(&settings.worker_pipes);
+        for (link, endpoint) in ins.chain(workers) {
+            links.push((link, context.dealer_for_broker(id, endpoint)?));
+        }
+        let (mut told, mut heard) = (Vec::new(), Vec::new());
+        for (listens, publishes) in &settings.state_pipes {
+            told.push(context.dealer_for_broker(id, listens)?);
+            heard.push(context.subscriber(publishes)?);
+        }
+        let clock = Clock::new();
+        let mesh = Mesh::new(clock.now(), bounds, id, settings.name.clone());
+        Ok(Self {
+            name: settings.name,
+            clock,
+            mesh,
+            links,
+            told,
+            heard,
+            inbox,
+            gauges,
+            malformed: 0,
+            complained: None,
+            drained: false,
+        })
+    }
+
+    fn run(mut self) {
+        tracing::info!(broker = self.name, "broker started");
+        self.act();
+        loop {
+            while let Some(command) = self.inbox.try_recv() {
+                match command {
+                    Command::Drain => self.step(Event::Drain),
+                    Command::Stop => return,
+                }
+            }
+            if self.drained || self.inbox.is_closed() {
+                break;
+            }
+            self.take_in();
+            if self.mesh.poll_timeout().is_some_and(|at| at <= self.clock.now()) {
+                self.step(Event::Tick);
+            }
+            self.publish();
+            let at = self.mesh.poll_timeout().map(|at| self.clock.instant(at));
+            let at = at.unwrap_or_else(|| Instant::now() + Duration::from_secs(1));
+            let sockets: Vec<&Socket> =
+                self.links.iter().map(|(_, socket)| socket).chain(&self.heard).collect();
+            if let Err(error) = wait(&sockets, &self.inbox, at) {
+                tracing::error!(broker = self.name, %error, "broker stopped");
+                return;
+            }
+        }
+        tracing::info!(broker = self.name, "broker drained");
+    }
+
+    /// One turn over every socket, a burst each.
+    fn take_in(&mut self) {
+        for at in 0..self.links.len() {
+            for _ in 0..BURST_MESSAGES {
+                let (link, socket) = &self.links[at];
+                let link = *link;
+                match decode(socket) {
+                    Ok(Some(packet)) => self.step(Event::FromPipe(link, packet)),
+                    Ok(None) => break,
+                    Err(error) => self.complain(&error),
+                }
+            }
+        }
+        for at in 0..self.heard.len() {
+            for _ in 0..BURST_MESSAGES {
+                match decode(&self.heard[at]) {
+                    Ok(Some(packet)) => self.step(Event::FromState(packet)),
+                    Ok(None) => break,
+                    Err(error) => self.complain(&error),
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        self.mesh.handle(self.clock.now(), event);
+        self.act();
+    }
+
+    /// Carries out what the core wants, to the last.
+    fn act(&mut self) {
+        while let Some(action) = self.mesh.poll_action() {
+            match action {
+                Action::ToPipe(link, packet) => {
+                    let socket = self.links.iter().find(|(known, _)| *known == link);
+                    let Some((_, socket)) = socket else { continue };
+                    let (first, rest) = packet.encode();
+                    if socket.send(first, rest) != Sent::Sent {
+                        self.mesh.handle(self.clock.now(), Event::Refused(link, packet));
+                    }
+                }
+                Action::ToState(packet) => {
+                    let (first, rest) = packet.encode();
+                    for socket in &self.told {
+                        // Lost shares leave a gap in the sequence, and a gap asks again.
+                        let _ = socket.send(first.clone(), rest.clone());
+                    }
+                }
+                Action::Drained => self.drained = true,
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let stats = self.mesh.stats();
+        self.gauges.ready.store(self.mesh.is_ready(), Ordering::Relaxed);
+        self.gauges.calls.store(self.mesh.held_calls() as u64, Ordering::Relaxed);
+        self.gauges.malformed.store(self.malformed, Ordering::Relaxed);
+        self.gauges.dropped.store(stats.dropped, Ordering::Relaxed);
+        self.gauges.drift.store(stats.drift, Ordering::Relaxed);
+    }
+
+    fn complain(&mut self, error: &Malformed) {
+        self.malformed += 1;
+        let quiet = Duration::from_millis(COMPLAINT_MS);
+        if self.complained.is_none_or(|at| at.elapsed() >= quiet) {
+            self.complained = Some(Instant::now());
+            let (broker, count) = (&self.name, self.malformed);
+            tracing::warn!(broker, count, %error, "dropped a malformed message");
+        }
+    }
+}
+
+fn decode(socket: &Socket) -> Result<Option<Packet>, Malformed> {
+    socket.recv()?.map(Packet::decode).transpose()
+}
+
+/// A number that strangers cannot guess, for the hash tables.
+fn random_seed() -> u64 {
+    // Without entropy the tables still work; they are only easier to attack.
+    getrandom::u64().unwrap_or_default()
+}
