@@ -1,0 +1,73 @@
+"""What a worker remembers of keys: for how long, within which bounds, and whom it refuses."""
+
+import pytest
+
+from zex.keys import Answered, Memory
+
+A, B = 1, 2
+
+
+def key(number):
+    return bytes([number]) * 16
+
+
+def answer(size):
+    return Answered(0, "", 0, bytes(size))
+
+
+def run(memory, now, number, size=0):
+    memory.begin(key(number), object())
+    assert memory.ask(now, key(number), 1, A) is True
+    memory.end(now, key(number), answer(size))
+
+
+@pytest.mark.parametrize(
+    ("attempt", "owner", "refused"),
+    [(0, A, False), (2, A, False), (0, B, True), (2, B, True), (3, B, False)],
+)
+def test_a_denied_key_is_refused_to_others_up_to_its_attempt(attempt, owner, refused):
+    memory = Memory()
+    assert memory.ask(0.0, key(1), 2, A) is False
+    # A lower attempt that asks late changes nothing.
+    assert memory.ask(0.0, key(1), 1, B) is False
+    assert memory.refuses(key(1), owner, attempt) == refused
+    memory.expire(60.0)
+    assert not memory.refuses(key(1), owner, attempt)
+
+
+def test_answers_are_kept_for_their_time():
+    memory = Memory()
+    run(memory, 0.0, 1)
+    memory.expire(59.9)
+    assert memory.answer(key(1)) == (True, answer(0))
+    memory.expire(60.0)
+    assert memory.answer(key(1)) == (False, None)
+
+
+def test_beyond_the_bytes_only_the_keys_are_kept():
+    memory = Memory(answer_bytes=3_500)
+    for number in (1, 2, 3):
+        run(memory, float(number), number, 1_000)
+    assert memory.answer(key(1)) == (True, None)
+    assert memory.ask(3.0, key(1), 1, A) is True
+    assert memory.answer(key(3)) == (True, answer(1_000))
+    memory.expire(61.0)
+    assert memory.answer(key(1)) == (False, None)
+    assert memory.answer(key(2)) == (True, answer(1_000))
+    memory.expire(70.0)
+    assert (memory._bytes, len(memory._answers), len(memory._keeping)) == (0, 0, 0)
+
+
+def test_who_forgot_a_key_early_does_not_deny_it():
+    memory = Memory(keys=2)
+    for number in (1, 2, 3):
+        run(memory, float(number), number)
+    assert memory.ask(10.0, key(1), 1, A) is None
+    assert memory.ask(10.0, key(3), 1, A) is True
+    memory.expire(61.0)
+    assert memory.ask(61.0, key(1), 1, A) is False
+
+
+def test_denials_are_bounded():
+    memory = Memory(denials=2)
+    assert [memory.ask(0.0, key(n), 1, A) for n in (1, 2, 3)] == [False, False, None]

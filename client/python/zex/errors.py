@@ -1,0 +1,58 @@
+"""What can go wrong: a call that ended badly (`Error`), bytes that are no message (`Malformed`)."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Code(enum.IntEnum):
+    """The seventeen gRPC status codes."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Code":
+        # A number that gRPC does not have is UNKNOWN, as its libraries treat it.
+        return cls.UNKNOWN
+
+
+class Error(Exception):
+    """How a call ended, if not well. A handler raises it to end its call so."""
+
+    def __init__(self, code: int, message: str, details: bytes = b"") -> None:
+        super().__init__(code, message, details)
+        #: The class of the end.
+        self.code = Code(code)
+        #: One line for a person.
+        self.message = message
+        #: A serialized `google.rpc.Status`, or nothing.
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.code.name}: {self.message}"
+
+
+class Malformed(ValueError):
+    """Bytes from outside that are no message. `reason` is the class of the mistake, as the
+    vectors name it: short, magic, version, header-too-long, kind, header, frame-count, name,
+    address, ez, body-too-long."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason

@@ -1,0 +1,489 @@
+"""The native dialect: messages to frames and back, as `spec/protocol.md` §3 and §5 lay them out.
+
+    frame 1   prefix (48 bytes, pipes steer by it) | header (MessagePack array) | body up to 8 KiB
+    frame 2   a larger body
+
+Every message is a NamedTuple whose fields are its header's, in order; `encode` and `decode` are
+for whole messages with all that surrounds them (`Packet`). Pure: no sockets, no clock. Used by the
+client and the worker; the test vectors of the project run against it.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple, Type, Union
+
+import msgpack
+
+from .errors import Malformed
+from .ids import service_hash
+
+MAGIC = b"ZX"
+VERSION = 1
+PREFIX_BYTES = 48
+#: A header larger than this is garbage.
+MAX_HEADER_BYTES = 1 << 20
+#: Larger bodies travel in a frame of their own.
+INLINE_BODY_BYTES = 8 << 10
+#: Largest message body.
+MAX_BODY_BYTES = 16 << 20
+#: Largest body of one chunk of a stream.
+MAX_CHUNK_BYTES = 64 << 10
+#: What the sender of a stream may send before the first `Credit`.
+INITIAL_CREDIT_BYTES = 1 << 20
+#: Longest service, method or worker name.
+MAX_NAME_BYTES = 255
+#: Most frames of one message.
+MAX_FRAMES = 64
+#: How often workers beat.
+BEAT_INTERVAL_S = 0.5
+#: The method, reserved on every service, that answers with its FileDescriptorSet.
+DESCRIPTORS_METHOD = "zex.Descriptors"
+
+# Flags of the prefix.
+MORE = 1
+BOUNCED = 2
+TO_OWNER = 4
+TO_ALL = 8
+
+# Options of a call.
+IDEMPOTENT = 1
+WAIT = 2
+STREAM = 4
+ACKNOWLEDGE = 8
+
+# Knowledge of a key.
+DENIED = 0
+HELD = 1
+
+_PREFIX = struct.Struct(">2sBBHHIIQQ16s")
+assert _PREFIX.size == PREFIX_BYTES
+
+
+class Steer(NamedTuple):
+    """Where a message wants to go: `to` is "home", "owner" or "all"."""
+
+    to: str
+    #: The service's hash, the broker's incarnation, or 0.
+    target: int
+
+    @classmethod
+    def home(cls, service: str) -> "Steer":
+        """To the home of a service."""
+        return cls("home", service_hash(service.encode()))
+
+    @classmethod
+    def owner(cls, broker: int) -> "Steer":
+        """To one broker; if it is dead, to another that can help."""
+        return cls("owner", broker)
+
+
+#: To every broker.
+ALL = Steer("all", 0)
+
+
+class Call(NamedTuple):
+    """A request."""
+
+    key: bytes
+    service: str
+    method: str
+    deadline_ms: int
+    attempt: int
+    age_ms: int
+    options: int
+
+
+class Cancel(NamedTuple):
+    """The caller takes the call back."""
+
+    key: bytes
+
+
+class Credit(NamedTuple):
+    """The receiver of a stream has room for so many more bytes."""
+
+    key: bytes
+    bytes: int
+
+
+class Accepted(NamedTuple):
+    """The owner has the call."""
+
+    key: bytes
+
+
+class Reply(NamedTuple):
+    """The end of a call."""
+
+    address: bytes
+    key: bytes
+    code: int
+    message: str
+    chunks: int
+
+
+class Chunk(NamedTuple):
+    """Part of a stream; without a body it is a beat."""
+
+    address: bytes
+    key: bytes
+    number: int
+
+
+class BrokerDown(NamedTuple):
+    """The broker in the steer is gone."""
+
+
+class Work(NamedTuple):
+    """A call on its way to the worker that was picked."""
+
+    address: bytes
+    key: bytes
+    service: str
+    method: str
+    deadline_ms: int
+    attempt: int
+    options: int
+
+
+class Busy(NamedTuple):
+    """Not begun: safe to send elsewhere."""
+
+    address: bytes
+    key: bytes
+
+
+class Ask(NamedTuple):
+    """Do you know this key?"""
+
+    key: bytes
+    attempt: int
+
+
+class Answer(NamedTuple):
+    """What a worker knows of a key: DENIED or HELD."""
+
+    key: bytes
+    knowledge: int
+
+
+class Register(NamedTuple):
+    """What a worker serves."""
+
+    name: str
+    version: int
+    capacity: int
+    services: Sequence[str]
+
+
+class Held(NamedTuple):
+    """One owner's work, from the worker's end."""
+
+    owner: int
+    seen: int
+    numbers: Sequence[int]
+
+
+class Heartbeat(NamedTuple):
+    """A worker lives."""
+
+    version: int
+    held: Sequence[Held]
+
+
+class Goodbye(NamedTuple):
+    """A worker leaves."""
+
+
+class Enquire(NamedTuple):
+    """A broker does not know this worker: please register."""
+
+
+class BrokerBeat(NamedTuple):
+    """A broker to a pipe: it lives."""
+
+    ready: bool
+    goodbye: bool
+
+
+class PipeBeat(NamedTuple):
+    """A pipe to a broker: it lives."""
+
+    pipe: int
+
+
+class PeerGone(NamedTuple):
+    """The connection of this peer has ended."""
+
+    peer: bytes
+
+
+class Hello(NamedTuple):
+    """A broker to all brokers: it lives."""
+
+    name: str
+    ready: bool
+    sequence: int
+    goodbye: bool
+
+
+class Count(NamedTuple):
+    """How many assignments a broker has at one worker."""
+
+    worker: bytes
+    assigned: int
+
+
+class Share(NamedTuple):
+    """A broker's assignments, for the other brokers."""
+
+    sequence: int
+    snapshot: bool
+    counts: Sequence[Count]
+
+
+class WantSnapshot(NamedTuple):
+    """A broker asks another (0: all) for a snapshot."""
+
+    of: int
+
+
+class EzCall(NamedTuple):
+    """An EZ request, from the in pipe to a broker."""
+
+    peer: bytes
+    id: bytes
+    service: bytes
+
+
+class EzAnswer(NamedTuple):
+    """The answer to an EZ client."""
+
+    peer: bytes
+    id: bytes
+
+
+class EzBeat(NamedTuple):
+    """The beat of an EZ worker."""
+
+    peer: bytes
+    service: bytes
+
+
+class EzWork(NamedTuple):
+    """Work for an EZ worker."""
+
+    peer: bytes
+    address: bytes
+    id: bytes
+
+
+class EzReply(NamedTuple):
+    """The answer of an EZ worker."""
+
+    peer: bytes
+    address: bytes
+    id: bytes
+
+
+Message = Union[
+    Call, Cancel, Credit, Accepted, Reply, Chunk, BrokerDown, Work, Busy, Ask, Answer, Register,
+    Heartbeat, Goodbye, Enquire, BrokerBeat, PipeBeat, PeerGone, Hello, Share, WantSnapshot, EzCall,
+    EzAnswer, EzBeat, EzWork, EzReply,
+]  # fmt: skip
+
+# A check takes what MessagePack gave and gives back the field, or raises ValueError.
+_Check = Callable[[Any], Any]
+
+
+def _is(type_: type, what: str, fits: Callable[[Any], bool] = lambda value: True) -> _Check:
+    def check(value: Any) -> Any:
+        # `type is`, since a bool is an int to Python and not to MessagePack.
+        if type(value) is not type_ or not fits(value):
+            raise ValueError(f"{what} was expected, not {type(value).__name__}")
+        return value
+
+    return check
+
+
+_bool = _is(bool, "a bool")
+_str = _is(str, "a str")
+_bin = _is(bytes, "a bin")
+_bin16 = _is(bytes, "a bin of 16 bytes", lambda value: len(value) == 16)
+_u8 = _is(int, "an integer of 8 bits", lambda value: 0 <= value < 1 << 8)
+_u32 = _is(int, "an integer of 32 bits", lambda value: 0 <= value < 1 << 32)
+_u64 = _is(int, "an integer of 64 bits", lambda value: 0 <= value < 1 << 64)
+
+
+def _list(of: _Check) -> _Check:
+    def check(value: Any) -> Any:
+        if type(value) is not list:
+            raise ValueError(f"an array was expected, not {type(value).__name__}")
+        return [of(item) for item in value]
+
+    return check
+
+
+def _fields(make: Type[Any], *checks: _Check) -> _Check:
+    def check(value: Any) -> Any:
+        if type(value) is not list or len(value) != len(checks):
+            raise ValueError(f"an array of {len(checks)} was expected")
+        fields = []
+        for at, (one, item) in enumerate(zip(checks, value)):
+            try:
+                fields.append(one(item))
+            except ValueError as error:
+                raise ValueError(f"[{at}] {error}") from None
+        return make(*fields)
+
+    return check
+
+
+_KINDS: Dict[int, Tuple[Type[Any], Tuple[_Check, ...]]] = {
+    0x01: (Call, (_bin16, _str, _str, _u32, _u8, _u32, _u8)),
+    0x02: (Cancel, (_bin16,)),
+    0x03: (Credit, (_bin16, _u32)),
+    0x04: (Accepted, (_bin16,)),
+    0x05: (Reply, (_bin, _bin16, _u8, _str, _u32)),
+    0x06: (Chunk, (_bin, _bin16, _u32)),
+    0x07: (BrokerDown, ()),
+    0x11: (Work, (_bin, _bin16, _str, _str, _u32, _u8, _u8)),
+    0x12: (Busy, (_bin, _bin16)),
+    0x13: (Ask, (_bin16, _u8)),
+    0x14: (Answer, (_bin16, _u8)),
+    0x15: (Register, (_str, _u32, _u32, _list(_str))),
+    0x16: (Heartbeat, (_u32, _list(_fields(Held, _u64, _u64, _list(_u64))))),
+    0x17: (Goodbye, ()),
+    0x18: (Enquire, ()),
+    0x21: (BrokerBeat, (_bool, _bool)),
+    0x22: (PipeBeat, (_u64,)),
+    0x23: (PeerGone, (_bin,)),
+    0x31: (Hello, (_str, _bool, _u64, _bool)),
+    0x32: (Share, (_u64, _bool, _list(_fields(Count, _bin16, _u32)))),
+    0x33: (WantSnapshot, (_u64,)),
+    0x41: (EzCall, (_bin, _bin, _bin)),
+    0x42: (EzAnswer, (_bin, _bin)),
+    0x43: (EzBeat, (_bin, _bin)),
+    0x44: (EzWork, (_bin, _bin, _bin)),
+    0x45: (EzReply, (_bin, _bin, _bin)),
+}
+_KIND_OF = {make: kind for kind, (make, _) in _KINDS.items()}
+_HEADERS = {kind: _fields(make, *checks) for kind, (make, checks) in _KINDS.items()}
+#: Messages whose body is a list of frames.
+_EZ_KINDS = (EzCall, EzAnswer, EzWork, EzReply)
+
+
+class Packet(NamedTuple):
+    """A whole native message."""
+
+    message: Message
+    #: Towards a broker: where it goes. Towards a peer: the broker that speaks.
+    steer: Steer
+    #: Bytes; of an EZ message a list of frames.
+    body: Union[bytes, List[bytes]] = b""
+    #: A pipe could not route it and gives it back.
+    bounced: bool = False
+    #: The pipe at the edge; a peer leaves it to the pipe.
+    pipe: int = 0
+    #: The peer at the edge; likewise.
+    peer: bytes = bytes(16)
+
+
+def encode(packet: Packet) -> List[bytes]:
+    """The frames of a message."""
+    message, body = packet.message, packet.body
+    header = msgpack.packb(message)
+    if isinstance(body, list):
+        inline, rest = b"", body
+    elif len(body) <= INLINE_BODY_BYTES:
+        inline, rest = body, []
+    else:
+        inline, rest = b"", [body]
+    flags = (MORE if rest else 0) | (BOUNCED if packet.bounced else 0)
+    flags |= {"home": 0, "owner": TO_OWNER, "all": TO_ALL}[packet.steer.to]
+    prefix = _PREFIX.pack(
+        MAGIC, VERSION, _KIND_OF[type(message)], flags, 0, len(header), 0,
+        packet.steer.target, packet.pipe, packet.peer,
+    )  # fmt: skip
+    return [prefix + header + inline, *rest]
+
+
+def decode(frames: Sequence[bytes]) -> Packet:
+    """The message that these frames are; `Malformed` says what is wrong with them."""
+    if not 1 <= len(frames) <= MAX_FRAMES:
+        raise Malformed("frame-count", f"a message does not have {len(frames)} frames")
+    first = frames[0]
+    kind, flags, header_len, target, pipe, peer = _decode_prefix(first)
+    message = _decode_header(kind, first[PREFIX_BYTES : PREFIX_BYTES + header_len])
+    _check_names(message)
+    body = _body(message, flags, first[PREFIX_BYTES + header_len :], list(frames[1:]))
+    if flags & TO_ALL:
+        steer = ALL
+    else:
+        steer = Steer("owner" if flags & TO_OWNER else "home", target)
+    return Packet(message, steer, body, bool(flags & BOUNCED), pipe, peer)
+
+
+def _decode_prefix(frame: bytes) -> Tuple[int, int, int, int, int, bytes]:
+    if len(frame) < PREFIX_BYTES:
+        raise Malformed("short", f"the frame has {len(frame)} bytes, {PREFIX_BYTES} were expected")
+    magic, version, kind, flags, _, header_len, _, target, pipe, peer = _PREFIX.unpack_from(frame)
+    if magic != MAGIC:
+        raise Malformed("magic", 'the first frame does not begin with "ZX"')
+    if version != VERSION:
+        raise Malformed("version", f"version {version} is not spoken here, only {VERSION}")
+    if header_len > MAX_HEADER_BYTES:
+        raise Malformed("header-too-long", f"a header of {header_len} bytes is over the limit")
+    if len(frame) < PREFIX_BYTES + header_len:
+        raise Malformed("short", f"the frame has {len(frame)} bytes, its header does not fit")
+    return kind, flags, header_len, target, pipe, peer
+
+
+def _decode_header(kind: int, header: bytes) -> Message:
+    if kind not in _HEADERS:
+        raise Malformed("kind", f"there is no message of kind {kind:#04x}")
+    try:
+        message: Message = _HEADERS[kind](msgpack.unpackb(header))
+        return message
+    except Exception as error:  # msgpack has a dozen kinds of them
+        name = _KINDS[kind][0].__name__
+        raise Malformed("header", f"the header of {name} does not decode: {error}") from None
+
+
+def _body(
+    message: Message, flags: int, inline: bytes, rest: List[bytes]
+) -> Union[bytes, List[bytes]]:
+    body: Union[bytes, List[bytes]]
+    if isinstance(message, _EZ_KINDS):
+        fits, body, size = not inline, rest, sum(map(len, rest))
+    elif flags & MORE:
+        fits, body = not inline and len(rest) == 1, b"".join(rest)
+        size = len(body)
+    else:
+        fits, body, size = not rest, inline, len(inline)
+    if not fits:
+        raise Malformed("frame-count", f"this message does not have {1 + len(rest)} frames")
+    limit = MAX_CHUNK_BYTES if isinstance(message, Chunk) else MAX_BODY_BYTES
+    if size > limit:
+        raise Malformed("body-too-long", f"a body of {size} bytes is over the limit of {limit}")
+    return body
+
+
+def check_name(what: str, name: Union[str, bytes]) -> None:
+    """Names are bounded, so that whoever keeps them is."""
+    size = len(name.encode() if isinstance(name, str) else name)
+    if not 1 <= size <= MAX_NAME_BYTES:
+        raise Malformed("name", f"a {what} name has 1 to {MAX_NAME_BYTES} bytes, not {size}")
+
+
+def _check_names(message: Message) -> None:
+    if isinstance(message, (Call, Work)):
+        check_name("service", message.service)
+        check_name("method", message.method)
+    elif isinstance(message, Register):
+        check_name("worker", message.name)
+        for service in message.services:
+            check_name("service", service)
+    elif isinstance(message, (EzCall, EzBeat)):
+        check_name("service", message.service)

@@ -1,0 +1,118 @@
+"""Pieces of work at a worker: what runs, for whom, and how it ended.
+
+`Context` is what a handler sees of its call; the rest is the worker's book-keeping, of its loop's
+thread alone. Used by `worker.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Dict, NamedTuple, Optional
+
+from . import wire
+from .errors import Code, Error
+from .ids import Address
+from .keys import Answered
+from .streams import Sender
+
+#: Longest status message: it is one line for a person.
+_MAX_STATUS_BYTES = 8 << 10
+
+
+class Context:
+    """What a handler may know of its call."""
+
+    def __init__(self, work: wire.Work, deadline: float) -> None:
+        #: What the caller named.
+        self.service = work.service
+        self.method = work.method
+        #: The same for every try of this call.
+        self.key = work.key
+        #: 0 at first; above it, the call was sent again.
+        self.attempt = work.attempt
+        #: Whether the caller reads a stream.
+        self.streams = bool(work.options & wire.STREAM)
+        self.deadline = deadline
+        self._stopped = threading.Event()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for the answer any more. Long handlers look here now and then."""
+        return self._stopped.is_set()
+
+    def remaining_s(self) -> float:
+        """Seconds until the caller stops waiting."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def wait(self, seconds: float) -> bool:
+        """Sleeps, but not beyond the end of the call. Whether the call is still wanted."""
+        return not self._stopped.wait(min(seconds, self.remaining_s())) and self.remaining_s() > 0
+
+    def abort(self, code: int, message: str, details: bytes = b"") -> None:
+        """Ends the call with this status."""
+        raise Error(code, message, details)
+
+
+class To(NamedTuple):
+    """Where an answer goes."""
+
+    owner: int
+    number: int
+    address: bytes
+
+
+class Run:
+    """One run of one piece of work."""
+
+    def __init__(self, work: wire.Work, body: bytes, to: To, path: int) -> None:
+        self.key = work.key
+        self.body = body
+        self.path = path
+        self.context = Context(work, time.monotonic() + work.deadline_ms / 1_000)
+        #: The newest last, one for each owner.
+        self.to = [to]
+        self.sender = Sender() if self.context.streams else None
+        #: Set when the handler is done.
+        self.outcome: Optional[Answered] = None
+        #: Answered already (taken back, or too late): its handler's outcome is not wanted.
+        self.over = False
+
+
+class Owner:
+    """What an owner's work here looks like: the rows of a heartbeat."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.held: Dict[int, None] = {}
+        self.heard_at = 0.0
+
+
+def reply_bytes(message: Any, where: str) -> bytes:
+    """What a handler gave, as the body of a reply or a message of a stream."""
+    if hasattr(message, "SerializeToString"):
+        message = message.SerializeToString()
+    if not isinstance(message, (bytes, bytearray, memoryview)):
+        if hasattr(message, "__next__"):
+            raise Error(Code.INVALID_ARGUMENT, f"{where} answers with a stream; call it as one")
+        kind = type(message).__name__
+        raise Error(Code.INTERNAL, f"{where}: a reply is bytes or a protobuf message, not {kind}")
+    if len(message) > wire.MAX_BODY_BYTES:
+        text = f"the reply has {len(message)} bytes, at most {wire.MAX_BODY_BYTES} travel"
+        raise Error(Code.RESOURCE_EXHAUSTED, text)
+    return bytes(message)
+
+
+def bad(error: Error) -> Answered:
+    """An error as it travels, within what travels."""
+    code = Code.INTERNAL if error.code == Code.OK else error.code
+    message = error.message.encode("utf-8", "replace")[:_MAX_STATUS_BYTES].decode("utf-8", "ignore")
+    details = error.details if len(error.details) <= wire.MAX_BODY_BYTES else b""
+    return Answered(code, message, 0, details)
+
+
+def to_of(packet: wire.Packet) -> To:
+    """Where a reply goes."""
+    assert isinstance(packet.message, wire.Reply)  # Nothing else is kept.
+    address = Address.decode(packet.message.address)
+    return To(address.owner, address.number, packet.message.address)

@@ -1,0 +1,506 @@
+"""A worker of the mesh: it registers, beats, runs handlers, remembers keys, and leaves in order.
+
+    worker pipe ── Work ──▶ [ loop ] ── Run ──▶ pool of threads ── handler(request, context)
+         ◀── Heartbeat, Reply, Chunk ──┘ ◀────────── outcome ──────────┘
+
+What `protocol.md` §6 and §7 say of a worker is here. The loop beats while handlers run, whatever
+they do; a worker takes as much work at once as it has threads (its capacity) and answers the rest
+with Busy. All of the state is of the loop's thread, except what a `Context` shares with its
+handler.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from functools import partial
+from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional
+
+from . import wire
+from .errors import Code, Error, Malformed
+from .ids import Address
+from .keys import Answered, Memory
+from .loop import Endpoints, Loop, random_id
+from .wire import Steer
+from .work import Context, Owner, Run, To, bad, reply_bytes, to_of
+
+log = logging.getLogger("zex")
+
+#: How often an open stream says that it lives.
+_STREAM_BEAT_S = 1.0
+#: Pause before what could not be sent is sent again.
+_RETRY_S = 0.05
+#: Replies that may wait to be sent again; beyond, they are dropped and their owners heal.
+_MAX_RETRIES = 10_000
+#: Owners that one piece of work may be joined by; each took the call over from the one before.
+_MAX_OWNERS = 8
+#: Owners that sent nothing for so long, and of whom nothing is held, leave the heartbeats.
+_OWNER_MEMORY_S = 60.0
+#: Most threads of one worker.
+_MAX_CAPACITY = 4_096
+#: How long `stop` waits for handlers, unless told otherwise.
+DRAIN_S = 30.0
+
+#: What runs when a method is called: `(request, context)` to a reply, or to an iterator of replies.
+Handler = Callable[[Any, "Context"], Any]
+#: The same for a whole service: `(method, request, context)`.
+ServiceHandler = Callable[[str, bytes, "Context"], Any]
+
+
+class _Retry(NamedTuple):
+    due: float
+    until: float
+    path: int
+    packet: wire.Packet
+
+
+class Worker(Loop):
+    """Serves methods. Register handlers, then `run` (until a signal), or `start` and `stop`.
+
+        worker = zex.Worker("tcp://127.0.0.1:9004", capacity=8)
+
+        @worker.method("pkg.Service", "Method")
+        def method(request, context):
+            return b"reply"
+
+        worker.run()
+
+    A handler gets the request's bytes and a `Context`, and returns the reply's bytes (or a message
+    with `SerializeToString`); one that is a generator answers with a stream. It may raise
+    `zex.Error`; any other exception ends the call with UNKNOWN and is logged. Handlers run in up to
+    `capacity` threads at once.
+    """
+
+    def __init__(
+        self,
+        worker_pipes: Endpoints = "tcp://127.0.0.1:9004",
+        capacity: int = 8,
+        name: Optional[str] = None,
+    ) -> None:
+        if not 1 <= capacity <= _MAX_CAPACITY:
+            raise ValueError(f"a capacity is 1 to {_MAX_CAPACITY}, not {capacity}")
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}"
+        wire.check_name("worker", self.name)
+        super().__init__(worker_pipes, random_id(), "zex-worker")
+        self.capacity = capacity
+        self._methods: Dict[str, Dict[str, Handler]] = {}
+        self._services: Dict[str, ServiceHandler] = {}
+        self._version = 1
+        self._registered = [False] * len(self._endpoints)
+        self._look_due = 0.0
+        self._beat_due = 0.0
+        self._memory: Memory[Run] = Memory()
+        self._owners: Dict[int, Owner] = {}
+        # Handlers that run, whether or not their work is answered already: they hold a thread.
+        self._busy = 0
+        self._retries: Deque[_Retry] = deque()
+        self._draining_until: Optional[float] = None
+        self._drained = threading.Event()
+        self._runs: "queue.SimpleQueue[Optional[Run]]" = queue.SimpleQueue()
+        self._threads = 0
+
+    # ── before and around its life ──────────────────────────────────────────────────────────
+
+    def method(
+        self, service: str, method: str, request_type: Any = None
+    ) -> Callable[[Handler], Handler]:
+        """Decorates the handler of one method. With `request_type` (a protobuf message) it gets a
+        message of that type instead of bytes."""
+        wire.check_name("service", service)
+        wire.check_name("method", method)
+
+        def add(handler: Handler) -> Handler:
+            def parsed(request: bytes, context: Context) -> Any:
+                try:
+                    message = request_type.FromString(request)
+                except Exception as error:
+                    text = f"the request is no {request_type.__name__}: {error}"
+                    raise Error(Code.INVALID_ARGUMENT, text) from None
+                return handler(message, context)
+
+            self._methods.setdefault(service, {})[method] = (
+                handler if request_type is None else parsed
+            )
+            self._changed()
+            return handler
+
+        return add
+
+    def serve(self, service: str, handler: ServiceHandler) -> None:
+        """Serves every method of a service (those without a handler of their own) with
+        `handler(method, request, context)`."""
+        wire.check_name("service", service)
+        self._services[service] = handler
+        self._changed()
+
+    def describe(self, service: str, descriptors: bytes) -> None:
+        """Hands out `descriptors`, a serialized `google.protobuf.FileDescriptorSet`, to whom asks
+        for the service's descriptors (`zex call` does)."""
+        self.method(service, wire.DESCRIPTORS_METHOD)(lambda request, context: descriptors)
+
+    def start(self) -> "Worker":
+        """Joins the mesh. Returns at once."""
+        self._start_thread()
+        return self
+
+    def stop(self, drain_s: float = DRAIN_S) -> None:
+        """Takes no new work, finishes what it holds (for `drain_s` at most), leaves."""
+        if self._thread.ident is not None:
+            if self._post(lambda: self._drain(time.monotonic() + drain_s)):
+                # The loop keeps to `drain_s`; the rest is for a loop that is no more.
+                self._drained.wait(drain_s + 5.0)
+        self._close()
+        for _ in range(self._threads):
+            self._runs.put(None)
+
+    def run(self, drain_s: float = DRAIN_S) -> None:
+        """Serves until SIGINT or SIGTERM, then stops in order. For the main thread."""
+        asked = threading.Event()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, lambda *_: asked.set()) for number in signals}
+        try:
+            self.start()
+            # Not for ever at a time: a wait without end cannot be interrupted everywhere.
+            while not asked.wait(1.0) and self._thread.is_alive():
+                pass
+            self.stop(drain_s)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def __enter__(self) -> "Worker":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # ── life, on the loop's thread ──────────────────────────────────────────────────────────
+
+    def _changed(self) -> None:
+        def register() -> None:
+            if self._draining_until is None:
+                self._new_version()
+
+        if self._thread.ident is not None:
+            self._post(register)
+
+    def _new_version(self) -> None:
+        self._version = (self._version + 1) & 0xFFFF_FFFF
+        self._registered = [self._register(path) for path in range(len(self._registered))]
+
+    def _register(self, path: int) -> bool:
+        services: List[str] = []
+        if self._draining_until is None:
+            services = sorted({**self._methods, **self._services})
+        message = wire.Register(self.name, self._version, self.capacity, services)
+        return self._send(path, wire.encode(wire.Packet(message, wire.ALL)))
+
+    def _on_time(self, now: float) -> Optional[float]:
+        if self._drained.is_set():
+            return None  # A beat after the goodbye would be a comeback.
+        if now >= self._beat_due:
+            self._beat(now)
+        if now >= self._look_due:
+            self._look(now)
+        if self._draining_until is not None:
+            self._end_drain(now)
+        urgent = self._memory.running or self._retries or not all(self._registered)
+        return min(self._beat_due, self._look_due) if urgent else self._beat_due
+
+    def _look(self, now: float) -> None:
+        """What has waited long enough: deadlines, the beats of streams, what could not be sent."""
+        self._look_due = now + _RETRY_S
+        if not all(self._registered):
+            self._registered = [
+                done or self._register(path) for path, done in enumerate(self._registered)
+            ]
+        for run in list(self._memory.running.values()):
+            if now >= run.context.deadline:
+                self._stop(run, Error(Code.DEADLINE_EXCEEDED, "the deadline passed at the worker"))
+            else:
+                self._pump(run, now)
+        while self._retries and self._retries[0].due <= now:
+            self._retry(self._retries.popleft(), now)
+
+    def _beat(self, now: float) -> None:
+        self._beat_due = now + wire.BEAT_INTERVAL_S
+        self._memory.expire(now)
+        for owner, seen in list(self._owners.items()):
+            if not seen.held and now - seen.heard_at > _OWNER_MEMORY_S:
+                del self._owners[owner]
+        held = [wire.Held(owner, o.seen, list(o.held)) for owner, o in self._owners.items()]
+        beat = wire.encode(wire.Packet(wire.Heartbeat(self._version, held), wire.ALL))
+        for path in range(len(self._endpoints)):
+            self._send(path, beat)
+
+    def _drain(self, until: float) -> None:
+        if self._draining_until is None:
+            self._draining_until = until
+            self._new_version()
+
+    def _end_drain(self, now: float) -> None:
+        assert self._draining_until is not None  # Its caller has looked.
+        if now >= self._draining_until:
+            for run in list(self._memory.running.values()):
+                self._stop(
+                    run, Error(Code.UNAVAILABLE, "the worker was stopped before it was done")
+                )
+        elif self._memory.running or self._retries:
+            return
+        if not self._drained.is_set():
+            for path in range(len(self._endpoints)):
+                self._send(path, wire.encode(wire.Packet(wire.Goodbye(), wire.ALL)))
+            self._drained.set()
+
+    def _on_end(self) -> None:
+        for run in self._memory.running.values():
+            run.context._stopped.set()
+            if run.sender is not None:
+                run.sender.break_(Error(Code.CANCELLED, "the worker was stopped"))
+        self._drained.set()
+
+    # ── what arrives ────────────────────────────────────────────────────────────────────────
+
+    def _on_message(self, path: int, frames: List[bytes]) -> None:
+        try:
+            packet = wire.decode(frames)
+        except Malformed:
+            self.dropped += 1
+            return
+        message = packet.message
+        if self._drained.is_set():
+            self.dropped += 1
+        elif packet.bounced:
+            self._bounced(path, packet)
+        elif packet.steer.to != "owner":
+            self.dropped += 1
+        elif isinstance(message, wire.Work):
+            self._work(path, message, packet.body)
+        elif isinstance(message, wire.Ask):
+            self._ask(path, packet.steer, message)
+        elif isinstance(message, wire.Enquire):
+            self._registered[path] = self._register(path)
+        elif isinstance(message, (wire.Cancel, wire.Credit)):
+            run = self._memory.running.get(message.key)
+            if run is None:
+                self.dropped += 1
+            elif isinstance(message, wire.Cancel):
+                self._stop(run, Error(Code.CANCELLED, "the caller took the call back"))
+            elif run.sender is not None:
+                run.sender.credit(message.bytes)
+                self._pump(run, time.monotonic())
+        else:
+            self.dropped += 1
+
+    def _work(self, path: int, work: wire.Work, body: Any) -> None:
+        try:
+            address = Address.decode(work.address)
+        except Malformed:
+            self.dropped += 1
+            return
+        to = To(address.owner, address.number, work.address)
+        self._heard(to)
+        run = self._memory.running.get(work.key)
+        ended, answer = self._memory.answer(work.key)
+        if run is not None:
+            self._join(run, to, path)
+        elif ended:
+            text = "this call has run, and its answer is no longer kept"
+            self._reply(path, to, work.key, answer or Answered(Code.UNAVAILABLE, text, 0, b""))
+        elif self._memory.refuses(work.key, to.owner, work.attempt) or not self._takes(
+            work.service
+        ):
+            busy = wire.Packet(wire.Busy(work.address, work.key), Steer.owner(to.owner))
+            if not self._send(path, wire.encode(busy)):
+                self.dropped += 1  # Its owner will see by the beats that it is not held.
+        else:
+            self._begin(Run(work, body, to, path))
+
+    def _takes(self, service: str) -> bool:
+        serves = service in self._methods or service in self._services
+        return serves and self._draining_until is None and self._busy < self.capacity
+
+    def _heard(self, to: To) -> Owner:
+        owner = self._owners.setdefault(to.owner, Owner())
+        owner.seen = max(owner.seen, to.number)
+        owner.heard_at = time.monotonic()
+        return owner
+
+    def _hold(self, to: To) -> None:
+        self._heard(to).held[to.number] = None
+
+    def _release(self, to: To) -> None:
+        if to.owner in self._owners:
+            self._owners[to.owner].held.pop(to.number, None)
+
+    def _join(self, run: Run, to: To, path: int) -> None:
+        """The newest address of each owner gets the answer."""
+        for old in [old for old in run.to if old.owner == to.owner and old != to]:
+            self._release(old)
+        run.to = [old for old in run.to if old.owner != to.owner][1 - _MAX_OWNERS :] + [to]
+        run.path = path
+        self._hold(to)
+
+    def _begin(self, run: Run) -> None:
+        self._hold(run.to[0])
+        self._memory.begin(run.key, run)
+        self._busy += 1
+        self._runs.put(run)
+        if self._threads < self._busy:
+            self._threads += 1
+            # Not a ThreadPoolExecutor: a handler that hangs must not keep the process alive.
+            threading.Thread(target=self._work_off, name="zex-handler", daemon=True).start()
+
+    def _ask(self, path: int, asker: Steer, ask: wire.Ask) -> None:
+        known = self._memory.ask(time.monotonic(), ask.key, ask.attempt, asker.target)
+        if known is not None:
+            answer = wire.Answer(ask.key, wire.HELD if known else wire.DENIED)
+            self._send(path, wire.encode(wire.Packet(answer, asker)))
+
+    # ── what ends ───────────────────────────────────────────────────────────────────────────
+
+    def _finished(self, run: Run, outcome: Answered) -> None:
+        """A handler is done; what it has queued of a stream still goes out first."""
+        self._busy -= 1
+        if run.over:
+            return
+        run.outcome = outcome
+        if run.sender is None:
+            self._answer(run, outcome)
+        else:
+            self._pump(run, time.monotonic())
+
+    def _stop(self, run: Run, error: Error) -> None:
+        """Nobody wants the handler's outcome: ends the work now, whenever the handler ends."""
+        run.context._stopped.set()
+        if run.sender is not None:
+            run.sender.break_(error)
+        self._answer(run, bad(error))
+
+    def _answer(self, run: Run, outcome: Answered) -> None:
+        if run.over:
+            return
+        run.over = True
+        if run.sender is not None:
+            outcome = outcome._replace(chunks=run.sender.number)
+        self._memory.end(time.monotonic(), run.key, outcome)
+        for to in run.to:
+            self._release(to)
+            self._reply(run.path, to, run.key, outcome)
+
+    def _reply(self, path: int, to: To, key: bytes, answer: Answered) -> None:
+        code, message, chunks, body = answer
+        reply = wire.Reply(to.address, key, code, message, chunks)
+        packet = wire.Packet(reply, Steer.owner(to.owner), body)
+        if not self._send(path, wire.encode(packet)):
+            self._keep(path, to, packet, time.monotonic() + _OWNER_MEMORY_S)
+
+    def _keep(self, path: int, to: To, packet: wire.Packet, until: float) -> None:
+        """Keeps a reply to send it again; till then its owner hears that it is held."""
+        now = time.monotonic()
+        if now >= until or len(self._retries) >= _MAX_RETRIES:
+            self.dropped += 1
+            return
+        self._hold(to)
+        packet = packet._replace(bounced=False, pipe=0, peer=bytes(16))
+        self._retries.append(
+            _Retry(now + _RETRY_S, until, (path + 1) % len(self._endpoints), packet)
+        )
+
+    def _retry(self, retry: _Retry, now: float) -> None:
+        to = to_of(retry.packet)
+        self._release(to)
+        if not self._send(retry.path, wire.encode(retry.packet)):
+            self._keep(retry.path, to, retry.packet, retry.until)
+
+    def _bounced(self, path: int, packet: wire.Packet) -> None:
+        message = packet.message
+        if isinstance(message, wire.Reply):
+            ended, answer = self._memory.answer(message.key)
+            if ended and answer is not None:
+                self._keep(path, to_of(packet), packet, time.monotonic() + _OWNER_MEMORY_S)
+        elif isinstance(message, wire.Chunk) and packet.body:
+            run = self._memory.running.get(message.key)
+            if run is not None:
+                # Those behind it may have passed it: the stream has a gap.
+                text = "a part of the stream could not be delivered"
+                self._stop(run, Error(Code.UNAVAILABLE, text))
+        # Only a living owner has a use for the others.
+
+    def _pump(self, run: Run, now: float) -> None:
+        """Sends what a stream has and may send; then its beat, or its end."""
+        sender = run.sender
+        if sender is None or run.over:
+            return
+        to = run.to[-1]
+        while True:
+            part = sender.take()
+            if not part:
+                break
+            chunk = wire.Chunk(to.address, run.key, sender.number + 1)
+            if not self._send(
+                run.path, wire.encode(wire.Packet(chunk, Steer.owner(to.owner), part))
+            ):
+                sender.give_back(part)
+                return
+            sender.number, sender.sent_at = sender.number + 1, now
+        if run.outcome is not None and sender.empty:
+            self._answer(run, run.outcome)
+        elif now - sender.sent_at >= _STREAM_BEAT_S:
+            beat = wire.Chunk(to.address, run.key, sender.number)
+            if self._send(run.path, wire.encode(wire.Packet(beat, Steer.owner(to.owner)))):
+                sender.sent_at = now
+
+    # ── on the handlers' threads ────────────────────────────────────────────────────────────
+
+    def _work_off(self) -> None:
+        while True:
+            run = self._runs.get()
+            if run is None:
+                return
+            self._post(partial(self._finished, run, self._handle(run)))
+
+    def _handle(self, run: Run) -> Answered:
+        context = run.context
+        where = f"{context.service}/{context.method}"
+        try:
+            result = self._call(run, where)
+            if run.sender is None:
+                return Answered(Code.OK, "", 0, reply_bytes(result, where))
+            if isinstance(result, (bytes, bytearray)) or hasattr(result, "SerializeToString"):
+                result = [result]  # To who reads a stream, one reply is a stream of one.
+            self._stream(run, result, where)
+            return Answered(Code.OK, "", 0, b"")
+        except Error as error:
+            return bad(error)
+        except Exception as error:
+            log.exception("the handler of %s failed", where)
+            return bad(Error(Code.UNKNOWN, f"{type(error).__name__}: {error}"))
+
+    def _call(self, run: Run, where: str) -> Any:
+        context = run.context
+        handler = self._methods.get(context.service, {}).get(context.method)
+        if handler is not None:
+            return handler(run.body, context)
+        service = self._services.get(context.service)
+        if service is None or context.method == wire.DESCRIPTORS_METHOD:
+            raise Error(Code.UNIMPLEMENTED, f"{where}: this worker has no such method")
+        return service(context.method, run.body, context)
+
+    def _stream(self, run: Run, messages: Iterable[Any], where: str) -> None:
+        assert run.sender is not None  # Its caller has looked.
+        iterator = iter(messages)
+        try:
+            for message in iterator:
+                if run.sender.push(reply_bytes(message, where), run.context.deadline):
+                    self._post(lambda: self._pump(run, time.monotonic()))
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
