@@ -12,6 +12,7 @@
 //! - [`mailbox()`]: a bounded channel into a thread that sleeps on sockets; [`wait`] sleeps on
 //!   both, with a deadline.
 //! - [`Dealers`]: a client's or a worker's sockets, with what waits for room in them.
+//! - [`Pipe`]: the in pipe, the worker pipe and the state pipe as threads.
 //! - [`Clock`], [`epoch_now`], [`new_peer_id`]: what the pure crates are given from outside.
 //!
 //! How a thread with sockets looks (client, worker SDK, broker and pipes all do this):
@@ -49,12 +50,14 @@ mod clock;
 mod context;
 mod dealers;
 mod mailbox;
+mod pipe;
 mod socket;
 
 pub use clock::{Clock, epoch_now, new_peer_id};
 pub use context::Context;
 pub use dealers::Dealers;
 pub use mailbox::{Handle, Mailbox, NotSent, mailbox, wait};
+pub use pipe::{Pipe, PipeSettings, PipeStats, StatePipeSettings};
 pub use socket::{Sent, Socket};
 
 /// What can go wrong when sockets are made or waited for.

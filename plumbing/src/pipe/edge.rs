@@ -1,0 +1,373 @@
+//! The in pipe and the worker pipe: peers of both dialects on one side, brokers on the other.
+//!
+//! ```text
+//!  peers.recv ─┬─ native: read prefix, stamp in place ─┬─ core decides ─ brokers.send
+//!              └─ EZ: wrap ────────────────────────────┘       └─ bounce ─ peers.send
+//!  brokers.recv ─┬─ beat ─ core, PipeBeat
+//!                ├─ native: read prefix ─ peers.send, as it is
+//!                └─ Ez…: unwrap ───────── peers.send
+//! ```
+//!
+//! Native messages are passed on as the frames that libzmq received, without a copy.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use zex_core::Time;
+use zex_core::pipe::{Pipe, Route, Side};
+use zex_spec::{
+    Address, Body, BrokerDown, BrokerId, EzBeat, EzCall, EzReply, Flags, Incarnation, Malformed,
+    Message, PREFIX_BYTES, Packet, PeerId, PipeBeat, PipeId, Prefix, ServiceHash, Steer, ez,
+    mark_bounced, stamp,
+};
+
+use super::{IDLE_MS, Report, Taken, Wrong, broker_of, burst};
+use crate::socket::into_bytes;
+use crate::{Clock, Error, Mailbox, Sent, Socket, wait};
+
+/// Clients told of a dead broker in one turn; in between the pipe goes on working.
+const TELLINGS_A_TURN: usize = 128;
+/// How often one message is steered anew because the broker it was steered to is found dead.
+const MAX_STEERINGS: usize = 8;
+
+/// The thread of an in pipe or a worker pipe.
+pub(super) struct Edge {
+    id: PipeId,
+    pipe: Pipe,
+    peers: Socket,
+    brokers: Socket,
+    report: Report,
+    clock: Clock,
+    now: Time,
+}
+
+/// A message's frames, without routing id.
+type Frames = Vec<zmq::Message>;
+
+/// What became of a message for the brokers.
+enum Steered {
+    Taken,
+    /// Nobody can take it now; the frames are still there.
+    Refused,
+    OutOfPlace,
+}
+
+impl Edge {
+    pub(super) fn new(
+        side: Side,
+        id: PipeId,
+        [peers, brokers]: [Socket; 2],
+        report: Report,
+    ) -> Self {
+        let clock = Clock::new();
+        let now = clock.now();
+        Self { id, pipe: Pipe::new(side, now), peers, brokers, report, clock, now }
+    }
+
+    pub(super) fn run(mut self, stop: &Mailbox<()>) -> Result<(), Error> {
+        while !stop.is_closed() {
+            self.now = self.clock.now();
+            // Brokers first: beats before what is steered by them.
+            let mut busy = burst(&mut self, |edge| &edge.brokers, Self::take_from_broker);
+            busy |= burst(&mut self, |edge| &edge.peers, Self::take_from_peer);
+            self.pipe.tick(self.now);
+            busy |= self.tell_clients();
+            self.report.stats.brokers = self.pipe.brokers().count() as u64;
+            self.report.publish();
+            if !busy {
+                let idle = Instant::now() + Duration::from_millis(IDLE_MS);
+                let tick = self.pipe.poll_timeout().map(|time| self.clock.instant(time));
+                let deadline = tick.map_or(idle, |tick| tick.min(idle));
+                wait(&[&self.peers, &self.brokers], stop, deadline)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_from_peer(&mut self, taken: Taken<'_>) {
+        self.report.stats.from_peers += 1;
+        let frames = match taken {
+            Ok(frames) => frames,
+            Err(malformed) => return self.report.malformed(&[], &malformed),
+        };
+        // A ROUTER puts the routing id in front of every message.
+        let who = frames.remove(0);
+        let outcome = match (frames.first(), self.pipe.side()) {
+            (Some(first), Side::In) if first.is_empty() => self.ez_request(&who, frames),
+            (Some(first), Side::Worker) if first.is_empty() => self.ez_from_worker(&who, frames),
+            _ => self.native_from_peer(&who, frames),
+        };
+        if let Err(wrong) = outcome {
+            self.report.malformed(&who, &wrong);
+        }
+    }
+
+    fn native_from_peer(&mut self, who: &[u8], frames: &mut Frames) -> Result<(), Wrong> {
+        let Some(first) = frames.first_mut() else {
+            return Err(Malformed::FrameCount(0).into());
+        };
+        let prefix = Prefix::decode(first)?;
+        let need = 16;
+        let peer = who.try_into().map(PeerId);
+        let peer = peer.map_err(|_| Wrong::RoutingId { who: "peer", need, len: who.len() })?;
+        stamp(first, self.id, peer);
+        // Only pipes bounce; a peer that sends again what it got back means it as new.
+        first[5] &= !(Flags::BOUNCED.0 as u8);
+        match self.steer(frames, |pipe| pipe.from_peer(peer, prefix.kind, prefix.steer)) {
+            Steered::Taken => Ok(()),
+            Steered::OutOfPlace => Err(Wrong::OutOfPlace(prefix.kind)),
+            Steered::Refused => {
+                self.report.stats.bounced += 1;
+                bounce(&self.peers, who, frames, &mut self.report);
+                Ok(())
+            }
+        }
+    }
+
+    fn ez_request(&mut self, who: &[u8], frames: &mut Frames) -> Result<(), Wrong> {
+        let frames: Vec<_> = frames.drain(..).map(into_bytes).collect();
+        let request = ez::decode_request(&frames)?;
+        let id = request.id.clone();
+        let steer = Steer::Home(ServiceHash::of_ez(&request.service));
+        let peer = Bytes::copy_from_slice(who);
+        let call = EzCall { peer, id: request.id, service: request.service };
+        let mut frames = self.wrap(steer, call.into(), request.body);
+        if !matches!(self.steer(&mut frames, |pipe| pipe.from_ez(steer)), Steered::Taken) {
+            self.report.stats.bounced += 1;
+            self.ez_error(who, id, "no broker can take the request now, try again");
+        }
+        Ok(())
+    }
+
+    fn ez_from_worker(&mut self, who: &[u8], frames: &mut Frames) -> Result<(), Wrong> {
+        let frames: Vec<_> = frames.drain(..).map(into_bytes).collect();
+        let peer = Bytes::copy_from_slice(who);
+        let (steer, message, body) = match ez::decode_from_worker(&frames)? {
+            ez::FromWorker::Beat(service) => {
+                (Steer::All, EzBeat { peer, service }.into(), Vec::new())
+            }
+            ez::FromWorker::Reply { address, id, body } => {
+                let owner = Address::owner_of(&address);
+                let owner = owner.ok_or(Malformed::Address("too short"))?;
+                (Steer::Owner(owner), EzReply { peer, address, id }.into(), body)
+            }
+        };
+        let mut frames = self.wrap(steer, message, body);
+        if !matches!(self.steer(&mut frames, |pipe| pipe.from_ez(steer)), Steered::Taken) {
+            // An old worker has no use for what comes back.
+            self.report.stats.dropped_full += 1;
+        }
+        Ok(())
+    }
+
+    /// Sends a message where `route` says, and elsewhere if that broker turns out to be dead.
+    fn steer(&mut self, frames: &mut Frames, route: impl Fn(&mut Pipe) -> Route) -> Steered {
+        for _ in 0..MAX_STEERINGS {
+            let broker = match route(&mut self.pipe) {
+                Route::Broker(broker) => broker,
+                Route::AllBrokers => {
+                    self.send_to_all(frames);
+                    return Steered::Taken;
+                }
+                Route::Bounce => return Steered::Refused,
+                _ => return Steered::OutOfPlace,
+            };
+            match self.brokers.address(&broker.0.to_be_bytes()) {
+                Sent::Sent => {
+                    match self.brokers.forward(frames.drain(..)) {
+                        Sent::Sent => self.report.stats.to_brokers += 1,
+                        // Its connection ended between the address and the last frame.
+                        Sent::WouldBlock | Sent::NoRoute => self.report.stats.dropped_gone += 1,
+                    }
+                    return Steered::Taken;
+                }
+                Sent::WouldBlock => return Steered::Refused,
+                Sent::NoRoute => self.lost(broker),
+            }
+        }
+        Steered::Refused
+    }
+
+    /// Copies a message to every living broker. Beats and registrations only, hence small.
+    fn send_to_all(&mut self, frames: &Frames) {
+        let brokers: Vec<_> = self.pipe.brokers().collect();
+        let mut taken = false;
+        for broker in brokers {
+            match self.brokers.address(&broker.0.to_be_bytes()) {
+                Sent::Sent => {
+                    let copies = frames.iter().map(|frame| zmq::Message::from(&frame[..]));
+                    taken |= self.brokers.forward(copies) == Sent::Sent;
+                }
+                Sent::WouldBlock => self.report.stats.dropped_full += 1,
+                Sent::NoRoute => self.lost(broker),
+            }
+        }
+        if taken {
+            self.report.stats.to_brokers += 1;
+        } else {
+            self.report.stats.dropped_gone += 1;
+        }
+    }
+
+    fn lost(&mut self, broker: BrokerId) {
+        tracing::info!(pipe = self.report.name, %broker, "the connection to this broker has ended");
+        self.pipe.failed(broker);
+    }
+
+    fn take_from_broker(&mut self, taken: Taken<'_>) {
+        self.report.stats.from_brokers += 1;
+        let frames = match taken {
+            Ok(frames) => frames,
+            Err(malformed) => return self.report.malformed(&[], &malformed),
+        };
+        let who = frames.remove(0);
+        if let Err(wrong) = self.pass_from_broker(&who, frames) {
+            self.report.malformed(&who, &wrong);
+        }
+    }
+
+    fn pass_from_broker(&mut self, who: &[u8], frames: &mut Frames) -> Result<(), Wrong> {
+        let broker = broker_of(who)?;
+        let Some(first) = frames.first() else {
+            return Err(Malformed::FrameCount(0).into());
+        };
+        let prefix = Prefix::decode(first)?;
+        match self.pipe.from_broker(prefix.kind) {
+            Route::Peer => {
+                let sent = self.peers.address(&prefix.peer.0);
+                if sent == Sent::Sent {
+                    self.finish_to_peer(frames);
+                } else if self.pipe.side() == Side::Worker {
+                    self.report.stats.bounced += 1;
+                    bounce(&self.brokers, who, frames, &mut self.report);
+                } else {
+                    self.count_lost(sent);
+                }
+                Ok(())
+            }
+            Route::EzPeer => self.ez_from_broker(who, frames),
+            Route::Beat => self.beat(broker, prefix.steer, frames),
+            _ => Err(Wrong::OutOfPlace(prefix.kind)),
+        }
+    }
+
+    fn ez_from_broker(&mut self, who: &[u8], frames: &mut Frames) -> Result<(), Wrong> {
+        let packet = Packet::decode(frames.drain(..).map(into_bytes).collect())?;
+        let Body::Frames(body) = packet.body.clone() else {
+            return Err(Wrong::OutOfPlace(packet.message.kind()));
+        };
+        let (peer, out) = match packet.message.clone() {
+            Message::EzAnswer(answer) => (answer.peer, ez::encode_answer(answer.id, body)),
+            Message::EzWork(work) => (work.peer, ez::encode_work(work.address, work.id, body)),
+            other => return Err(Wrong::OutOfPlace(other.kind())),
+        };
+        // Routing ids that an earlier life of this pipe made up may be somebody else's now.
+        let stale = packet.pipe != Incarnation::NONE && packet.pipe != self.id;
+        let sent = if stale { Sent::NoRoute } else { self.peers.address(&peer) };
+        if sent == Sent::Sent {
+            let mut out = out.into_iter().map(|frame| zmq::Message::from(&frame[..])).collect();
+            self.finish_to_peer(&mut out);
+        } else if self.pipe.side() == Side::Worker {
+            self.report.stats.bounced += 1;
+            let (first, rest) = Packet { bounced: true, ..packet }.encode();
+            if self.brokers.send_to(who, first, rest) != Sent::Sent {
+                self.report.stats.dropped_gone += 1;
+            }
+        } else {
+            self.count_lost(sent);
+        }
+        Ok(())
+    }
+
+    fn beat(&mut self, broker: BrokerId, steer: Steer, frames: &mut Frames) -> Result<(), Wrong> {
+        let packet = Packet::decode(frames.drain(..).map(into_bytes).collect())?;
+        let kind = packet.message.kind();
+        match packet.message {
+            // Nobody beats for somebody else.
+            Message::BrokerBeat(beat) if steer == Steer::Owner(broker) => {
+                self.pipe.beat(self.now, broker, &beat);
+            }
+            _ => return Err(Wrong::OutOfPlace(kind)),
+        }
+        let answer = PipeBeat { pipe: self.id };
+        let (first, rest) = self.packet(steer, answer.into(), Vec::new()).encode();
+        // If it does not arrive the broker has other worries; it asks again with its next beat.
+        let _ = self.brokers.send_to(&broker.0.to_be_bytes(), first, rest);
+        Ok(())
+    }
+
+    /// Tells clients of dead brokers, a bounded number. Whether there is more to tell.
+    fn tell_clients(&mut self) -> bool {
+        for _ in 0..TELLINGS_A_TURN {
+            let Some((client, dead)) = self.pipe.poll_telling() else {
+                return false;
+            };
+            let mut packet = self.packet(Steer::Owner(dead), BrokerDown {}.into(), Vec::new());
+            packet.peer = client;
+            let (first, rest) = packet.encode();
+            match self.peers.send_to(&client.0, first, rest) {
+                Sent::Sent => self.report.stats.told += 1,
+                Sent::WouldBlock => self.report.stats.dropped_full += 1,
+                // It was heard in the last minute and has left since: nothing is lost.
+                Sent::NoRoute => {}
+            }
+        }
+        true
+    }
+
+    /// The frames of a message that this pipe makes.
+    fn wrap(&self, steer: Steer, message: Message, body: Vec<Bytes>) -> Frames {
+        let (first, rest) = self.packet(steer, message, body).encode();
+        let rest = rest.iter().map(|frame| zmq::Message::from(&frame[..]));
+        [zmq::Message::from(first)].into_iter().chain(rest).collect()
+    }
+
+    fn packet(&self, steer: Steer, message: Message, body: Vec<Bytes>) -> Packet {
+        let (pipe, peer, body) = (self.id, PeerId::default(), Body::Frames(body));
+        Packet { steer, pipe, peer, bounced: false, message, body }
+    }
+
+    fn ez_error(&mut self, who: &[u8], id: Bytes, text: &'static str) {
+        let body = vec![Bytes::from_static(ez::ERR), Bytes::from_static(text.as_bytes())];
+        let frames = ez::encode_answer(id, body);
+        match self.peers.address(who) {
+            Sent::Sent => {
+                let mut out =
+                    frames.into_iter().map(|frame| zmq::Message::from(&frame[..])).collect();
+                self.finish_to_peer(&mut out);
+            }
+            lost => self.count_lost(lost),
+        }
+    }
+
+    /// Sends the frames behind a routing id that was accepted.
+    fn finish_to_peer(&mut self, frames: &mut Frames) {
+        match self.peers.forward(frames.drain(..)) {
+            Sent::Sent => self.report.stats.to_peers += 1,
+            lost => self.count_lost(lost),
+        }
+    }
+
+    fn count_lost(&mut self, why: Sent) {
+        match why {
+            Sent::WouldBlock => self.report.stats.dropped_full += 1,
+            Sent::Sent | Sent::NoRoute => self.report.stats.dropped_gone += 1,
+        }
+    }
+}
+
+/// Gives a native message back to who sent it.
+fn bounce(to: &Socket, who: &[u8], frames: &mut Frames, report: &mut Report) {
+    if let Some(first) = frames.first_mut().filter(|first| first.len() >= PREFIX_BYTES) {
+        mark_bounced(first);
+    }
+    let sent = match to.address(who) {
+        Sent::Sent => to.forward(frames.drain(..)),
+        failed => failed,
+    };
+    match sent {
+        Sent::Sent => {}
+        Sent::WouldBlock => report.stats.dropped_full += 1,
+        Sent::NoRoute => report.stats.dropped_gone += 1,
+    }
+}

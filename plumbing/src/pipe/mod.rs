@@ -1,0 +1,283 @@
+//! The three pipes as threads: each owns its two sockets and does nothing but pass on.
+//!
+//! ```text
+//!  peers ─▶ ROUTER ─┐   core::pipe::Pipe    ┌─ ROUTER ─▶ brokers      in pipe, worker pipe: edge
+//!        ◀──────────┘      decides          └─────────◀
+//!  brokers ─▶ ROUTER ───────────────────────── PUB ─▶ brokers         state pipe: state
+//! ```
+//!
+//! - [`Pipe::start_in`], [`Pipe::start_worker`], [`Pipe::start_state`] bind the sockets (so that a
+//!   taken port is said at once) and start the thread.
+//! - [`Pipe`] is what the starter keeps: endpoints, counts, [`Pipe::stop`].
+//!
+//! A pipe that is started again needs nothing from its earlier life: peers and brokers connect
+//! again by themselves, and the next round of beats tells it who lives.
+
+mod edge;
+mod state;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use zex_core::pipe::Side;
+use zex_spec::{BrokerId, Incarnation, Malformed, PipeId};
+
+use crate::{Context, Error, Handle, Socket, epoch_now, mailbox};
+
+/// Messages taken from one side before the other has its turn: long enough to spare clock readings
+/// and polls, short enough that a flood from one side delays the other by less than a millisecond.
+const BURST: usize = 128;
+/// Most that a sleeping pipe sleeps, milliseconds.
+const IDLE_MS: u64 = 500;
+/// Complaints about malformed messages are logged once in this time, milliseconds: garbage must
+/// not fill a disk.
+const COMPLAINT_INTERVAL_MS: u64 = 1_000;
+
+/// An in pipe or a worker pipe.
+#[derive(Clone, Debug)]
+pub struct PipeSettings {
+    /// Names it in logs; with the epoch it makes the incarnation. Different for each pipe.
+    pub name: String,
+    /// Where clients or workers connect, e.g. `tcp://0.0.0.0:9000`.
+    pub peers_endpoint: String,
+    /// Where brokers connect, e.g. `tcp://0.0.0.0:9001`.
+    pub brokers_endpoint: String,
+}
+
+/// A state pipe.
+#[derive(Clone, Debug)]
+pub struct StatePipeSettings {
+    /// Names it in logs.
+    pub name: String,
+    /// Where brokers speak, e.g. `tcp://0.0.0.0:9002`.
+    pub brokers_endpoint: String,
+    /// Where brokers listen, e.g. `tcp://0.0.0.0:9003`.
+    pub publish_endpoint: String,
+}
+
+macro_rules! counts {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What a pipe has done so far; counts since its start.
+        #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+        pub struct PipeStats { $($(#[$doc])* pub $name: u64,)* }
+
+        /// The same, where other threads can read it.
+        #[derive(Default)]
+        struct Published { $($name: AtomicU64,)* }
+
+        impl Published {
+            fn write(&self, stats: &PipeStats) {
+                $(self.$name.store(stats.$name, Ordering::Relaxed);)*
+            }
+
+            fn read(&self) -> PipeStats {
+                PipeStats { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+    };
+}
+
+counts! {
+    /// Messages that came from clients or workers.
+    from_peers,
+    /// Messages that came from brokers, beats too.
+    from_brokers,
+    /// Messages passed on to a broker (one for all brokers counts once), or published.
+    to_brokers,
+    /// Messages passed on to clients or workers.
+    to_peers,
+    /// Messages given back, or answered `ERR`, because nobody could take them.
+    bounced,
+    /// Messages dropped because their peer is gone.
+    dropped_gone,
+    /// Messages dropped because their receiver's queue is full.
+    dropped_full,
+    /// Messages dropped because they are malformed or out of place.
+    malformed,
+    /// Clients told that a broker is dead.
+    told,
+    /// Brokers that live now. Not a count since the start.
+    brokers,
+}
+
+/// A running pipe. Dropping it stops it too, without waiting.
+pub struct Pipe {
+    id: PipeId,
+    front: String,
+    back: String,
+    published: Arc<Published>,
+    /// Nothing is ever sent: the thread ends when this is gone.
+    stop: Option<Handle<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Pipe {
+    /// Starts an in pipe: clients on one side, brokers on the other.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] if an endpoint is taken or malformed; others if the system is exhausted.
+    pub fn start_in(context: &Context, settings: &PipeSettings) -> Result<Self, Error> {
+        Self::start_edge(context, settings, Side::In)
+    }
+
+    /// Starts a worker pipe: workers on one side, brokers on the other.
+    ///
+    /// # Errors
+    /// As [`Pipe::start_in`].
+    pub fn start_worker(context: &Context, settings: &PipeSettings) -> Result<Self, Error> {
+        Self::start_edge(context, settings, Side::Worker)
+    }
+
+    /// Starts a state pipe, by which every broker hears every broker.
+    ///
+    /// # Errors
+    /// As [`Pipe::start_in`].
+    pub fn start_state(context: &Context, settings: &StatePipeSettings) -> Result<Self, Error> {
+        let brokers = context.router_for_brokers(&settings.brokers_endpoint)?;
+        let publisher = context.publisher(&settings.publish_endpoint)?;
+        let id = PipeId::new(&settings.name, epoch_now());
+        let (front, back) = (brokers.endpoint().to_owned(), publisher.endpoint().to_owned());
+        let report = Report::new(&settings.name);
+        Self::start(id, [front, back], report, move |report, stop| {
+            state::State::new(brokers, publisher, report).run(&stop)
+        })
+    }
+
+    fn start_edge(context: &Context, settings: &PipeSettings, side: Side) -> Result<Self, Error> {
+        let peers = context.router_for_peers(&settings.peers_endpoint)?;
+        let brokers = context.router_for_brokers(&settings.brokers_endpoint)?;
+        let id = PipeId::new(&settings.name, epoch_now());
+        let (front, back) = (peers.endpoint().to_owned(), brokers.endpoint().to_owned());
+        let report = Report::new(&settings.name);
+        Self::start(id, [front, back], report, move |report, stop| {
+            edge::Edge::new(side, id, [peers, brokers], report).run(&stop)
+        })
+    }
+
+    fn start(
+        id: PipeId,
+        [front, back]: [String; 2],
+        report: Report,
+        run: impl FnOnce(Report, crate::Mailbox<()>) -> Result<(), Error> + Send + 'static,
+    ) -> Result<Self, Error> {
+        let (stop, stopped) = mailbox(1)?;
+        let published = Arc::clone(&report.published);
+        let name = report.name.clone();
+        tracing::info!(pipe = name, %id, front, back, "pipe started");
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || match run(report, stopped) {
+                Ok(()) => tracing::info!(pipe = name, "pipe stopped"),
+                Err(error) => tracing::error!(pipe = name, %error, "pipe stopped: start it again"),
+            })
+            .map_err(|source| Error::System { what: "the pipe's thread", source })?;
+        Ok(Self { id, front, back, published, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// This life of the pipe.
+    pub fn id(&self) -> PipeId {
+        self.id
+    }
+
+    /// Where its clients or workers connect; for a state pipe, where brokers speak.
+    pub fn front_endpoint(&self) -> &str {
+        &self.front
+    }
+
+    /// Where its brokers connect; for a state pipe, where brokers listen.
+    pub fn back_endpoint(&self) -> &str {
+        &self.back
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> PipeStats {
+        self.published.read()
+    }
+
+    /// Whether its thread still runs. It ends by itself only when libzmq fails.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Stops it and waits for its thread. libzmq frees the ports a few milliseconds later.
+    pub fn stop(mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // It wakes at once and does not block. A panic of it was reported by the panic itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What a pipe's thread tells the world: counts, and now and then a complaint.
+struct Report {
+    name: String,
+    stats: PipeStats,
+    published: Arc<Published>,
+    complained: Option<Instant>,
+}
+
+impl Report {
+    fn new(name: &str) -> Self {
+        let published = Arc::default();
+        Self { name: name.to_owned(), stats: PipeStats::default(), published, complained: None }
+    }
+
+    /// Counts a malformed message; logs it if the last complaint is long enough ago.
+    fn malformed(&mut self, who: &[u8], reason: &dyn std::fmt::Display) {
+        self.stats.malformed += 1;
+        let interval = Duration::from_millis(COMPLAINT_INTERVAL_MS);
+        if self.complained.is_none_or(|last| last.elapsed() >= interval) {
+            self.complained = Some(Instant::now());
+            let (pipe, total) = (&self.name, self.stats.malformed);
+            let who = hex(who);
+            tracing::warn!(pipe, who, total, %reason, "dropped a malformed message");
+        }
+    }
+
+    fn publish(&mut self) {
+        self.published.write(&self.stats);
+    }
+}
+
+/// The first bytes of a routing id, for people.
+fn hex(id: &[u8]) -> String {
+    id.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What libzmq delivered: a message's frames, the sender's routing id first, or that there was one
+/// which is no message.
+type Taken<'a> = Result<&'a mut Vec<zmq::Message>, Malformed>;
+
+/// Takes up to a burst of messages from one socket of a pipe. Whether there were any.
+fn burst<P>(pipe: &mut P, socket: fn(&P) -> &Socket, take: fn(&mut P, Taken<'_>)) -> bool {
+    let mut frames = Vec::new();
+    for taken in 0..BURST {
+        frames.clear();
+        match socket(pipe).recv_frames(&mut frames) {
+            Ok(true) => take(pipe, Ok(&mut frames)),
+            Ok(false) => return taken > 0,
+            Err(malformed) => take(pipe, Err(malformed)),
+        }
+    }
+    true
+}
+
+/// Why a pipe drops what somebody sent.
+#[derive(Debug, thiserror::Error)]
+enum Wrong {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("a {who} has a routing id of {need} bytes, not of {len}")]
+    RoutingId { who: &'static str, need: usize, len: usize },
+    #[error("a message of kind {0:#04x} with this steer has no business coming from there")]
+    OutOfPlace(u8),
+}
+
+/// A broker by its routing id.
+fn broker_of(id: &[u8]) -> Result<BrokerId, Wrong> {
+    let wrong = Wrong::RoutingId { who: "broker", need: 8, len: id.len() };
+    id.try_into().map(|id| Incarnation(u64::from_be_bytes(id))).map_err(|_| wrong)
+}
