@@ -335,8 +335,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// `500ms`, `1.5s`, `5m`, `2h` in ms.
-fn duration_ms(text: &str) -> Option<u64> {
+/// `500ms`, `1.5s`, `5m`, `2h` in ms; the command line writes durations the same way.
+pub fn duration_ms(text: &str) -> Option<u64> {
     let unit_at = text.find(|letter: char| letter.is_ascii_alphabetic())?;
     let (number, unit) = text.split_at(unit_at);
     let unit_ms = match unit {
