@@ -117,6 +117,11 @@ impl Broker {
         self.gauges.ready.load(Ordering::Relaxed)
     }
 
+    /// Whether its thread still runs. It ends by itself only when libzmq fails.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// What it has counted so far.
     pub fn stats(&self) -> BrokerStats {
         let read = |gauge: &AtomicU64| gauge.load(Ordering::Relaxed);
