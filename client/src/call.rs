@@ -1,0 +1,86 @@
+//! What a caller says of a call before it is made.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use zex_core::Time;
+use zex_core::session::client::NewCall;
+use zex_spec::{Key, Options};
+
+use crate::keys::random_key;
+
+/// How long a call may take if nothing is said: what a person waits at most. Every call has a
+/// deadline, so that nothing waits for ever.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A call to be made by [`crate::Client::unary`] or [`crate::Client::server_stream`].
+#[derive(Debug, Clone)]
+#[must_use = "a call does nothing until a client makes it"]
+pub struct Call {
+    service: String,
+    method: String,
+    body: Bytes,
+    key: Option<Key>,
+    deadline: Duration,
+    options: Options,
+}
+
+impl Call {
+    /// Calls `method` of `service` (`pkg.Service`) with the bytes of the request message.
+    pub fn new(
+        service: impl Into<String>,
+        method: impl Into<String>,
+        body: impl Into<Bytes>,
+    ) -> Self {
+        Self {
+            service: service.into(),
+            method: method.into(),
+            body: body.into(),
+            key: None,
+            deadline: DEFAULT_DEADLINE,
+            options: Options::default(),
+        }
+    }
+
+    /// Makes it the call of this key: made twice, it runs once (within a minute). Without, the key
+    /// is random.
+    pub fn key(mut self, key: Key) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// It ends after so long at the latest; 30 s if nothing is said.
+    pub fn deadline(mut self, after: Duration) -> Self {
+        self.deadline = after;
+        self
+    }
+
+    /// Running it twice does no harm, so it may be given to another worker when one dies with it.
+    pub fn idempotent(self, yes: bool) -> Self {
+        self.option(Options::IDEMPOTENT, yes)
+    }
+
+    /// Waits for a worker, or a broker, until the deadline; else their lack is `UNAVAILABLE` at
+    /// once.
+    pub fn wait_for_worker(self, yes: bool) -> Self {
+        self.option(Options::WAIT, yes)
+    }
+
+    fn option(mut self, option: Options, yes: bool) -> Self {
+        self.options =
+            if yes { self.options.with(option) } else { Options(self.options.0 & !option.0) };
+        self
+    }
+
+    /// The call as the session takes it.
+    pub(crate) fn start(self, now: Time, more: Options) -> NewCall {
+        NewCall {
+            key: self.key.unwrap_or_else(random_key),
+            service: self.service,
+            method: self.method,
+            body: self.body,
+            deadline: now + self.deadline,
+            options: self.options.with(more),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The async client of the Zex mesh.
+//!
+//! ```text
+//!   your tasks ─ Client (cheap to clone) ─ commands ─▶ one thread: core::session::client ⇄ DEALERs ⇄ in pipes
+//!        ◀───────── oneshot / chunks ─────────────────┘
+//! ```
+//!
+//! - [`Client`], [`Call`]: unary calls and server streams; each has one final outcome, by its
+//!   deadline, and is sent again safely under its key.
+//! - [`Replies`]: a server stream; credit flows as it is read, dropping it cancels.
+//! - [`Mesh`]: what the brokers say of themselves, and the descriptors of services.
+//! - [`ez`]: one request in the dialect of 2020.
+//!
+//! ```no_run
+//! use zex_client::{Call, Client, ClientOptions};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect(["tcp://127.0.0.1:9000"], ClientOptions::default())?;
+//! let reply = client.unary(Call::new("example.Echo", "Say", "hello")).await?;
+//!
+//! let mut replies = client.server_stream(Call::new("example.Users", "List", "")).await?;
+//! while let Some(message) = replies.next().await {
+//!     println!("{} bytes", message?.len());
+//! }
+//! # drop(reply);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Decisions (resends, deadlines, order of streams) are in `zex_core::session`; here are only the
+//! thread with the sockets and the async surface. Bodies are bytes: this crate knows no protobuf
+//! save that of `zex.Mesh`.
+
+mod call;
+mod client;
+pub mod ez;
+mod keys;
+mod mesh;
+mod replies;
+mod thread;
+
+pub use call::Call;
+pub use client::{Client, ClientError, ClientOptions};
+pub use keys::random_key;
+pub use mesh::Mesh;
+pub use replies::Replies;
+pub use zex_core::session::client::Limits;
+pub use zex_spec::{Code, Key, Status};

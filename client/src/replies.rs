@@ -1,0 +1,102 @@
+//! A server stream at its reader.
+//!
+//! ```text
+//!   session ─ chunks (at most the credit) ─▶ Messages ─▶ next()
+//!      ◀── Consumed, in portions ── taken off the chunks ──┘
+//! ```
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use zex_core::session::{BrokenStream, Messages};
+use zex_spec::{Code, INITIAL_CREDIT_BYTES, Key, Status};
+
+use crate::client::{Shared, thread_gone};
+use crate::thread::{Command, Part};
+
+/// What is read before the session hears of it, bytes: an eighth of the window, so that it can
+/// grant a quarter in time, and a command is rare.
+const REPORT_BYTES: u32 = INITIAL_CREDIT_BYTES / 8;
+
+/// The replies of a server stream, in order. At most 1 MiB waits unread, and the message that is
+/// being gathered. Dropping it takes the call back.
+pub struct Replies {
+    shared: Arc<Shared>,
+    key: Key,
+    parts: mpsc::UnboundedReceiver<Part>,
+    messages: Messages,
+    /// Taken off the chunks and not reported yet.
+    unreported_bytes: u32,
+    ended: bool,
+}
+
+impl Replies {
+    pub(crate) fn new(shared: Arc<Shared>, key: Key, parts: mpsc::UnboundedReceiver<Part>) -> Self {
+        let messages = Messages::default();
+        Self { shared, key, parts, messages, unreported_bytes: 0, ended: false }
+    }
+
+    /// The call's key.
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// The next message. `None` when the stream has ended well; an error is the last item. No
+    /// message is lost when this future is dropped.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Status>> {
+        while !self.ended {
+            match self.messages.next_message() {
+                Ok(Some(message)) => return Some(Ok(message)),
+                Ok(None) => {}
+                Err(broken) => {
+                    self.shared.cancel(self.key);
+                    return self.fail(broken_stream(broken));
+                }
+            }
+            if self.unreported_bytes >= REPORT_BYTES {
+                let report = Command::Consumed(self.key, self.unreported_bytes);
+                if let Err(status) = self.shared.send(report).await {
+                    return self.fail(status);
+                }
+                self.unreported_bytes = 0;
+            }
+            match self.parts.recv().await {
+                Some(Part::Chunk(part)) => {
+                    self.unreported_bytes += u32::try_from(part.len()).unwrap_or(u32::MAX);
+                    self.messages.push(part);
+                }
+                Some(Part::End(Ok(last))) => {
+                    self.ended = true;
+                    if let Err(broken) = self.messages.finish() {
+                        return Some(Err(broken_stream(broken)));
+                    }
+                    // A worker may send its last message with the end.
+                    return (!last.is_empty()).then_some(Ok(last));
+                }
+                Some(Part::End(Err(status))) => return self.fail(status),
+                None => return self.fail(thread_gone()),
+            }
+        }
+        None
+    }
+
+    fn fail(&mut self, status: Status) -> Option<Result<Bytes, Status>> {
+        self.ended = true;
+        Some(Err(status))
+    }
+}
+
+impl Drop for Replies {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Closed first: a call that is still in the mailbox is then not begun.
+            self.parts.close();
+            self.shared.cancel(self.key);
+        }
+    }
+}
+
+fn broken_stream(broken: BrokenStream) -> Status {
+    Status::new(Code::DataLoss, broken.to_string())
+}

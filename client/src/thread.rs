@@ -1,0 +1,190 @@
+//! The thread that owns a client's sockets and drives its session.
+//!
+//! ```text
+//!   mailbox ─ Call, Cancel, Consumed ─▶┐                     ┌─▶ waiters (oneshot, chunks)
+//!   DEALERs ─ packets ────────────────▶├─ session ─ actions ─┤
+//!   clock ─ Tick ─────────────────────▶┘                     └─▶ DEALERs
+//! ```
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use zex_core::Time;
+use zex_core::session::Path;
+use zex_core::session::client::{Action, Event, Limits, NewCall, Session};
+use zex_plumbing::{Clock, Dealers, Mailbox, Socket};
+use zex_spec::{Code, Key, Status};
+
+use crate::client::LostCancels;
+
+/// Commands, and packets of one pipe, that one turn takes, so that none starves the others.
+const BATCH: usize = 256;
+/// Longest sleep when nothing is due, ms.
+const IDLE_MS: u64 = 500;
+
+/// What callers tell the thread.
+pub(crate) enum Command {
+    /// Make this call.
+    Call(NewCall, Waiter),
+    /// Take it back.
+    Cancel(Key),
+    /// A reader has taken so many bytes of chunks.
+    Consumed(Key, u32),
+}
+
+/// Part of a stream on its way to its reader. Their number is bounded by the stream's credit.
+pub(crate) enum Part {
+    /// The body of a chunk.
+    Chunk(Bytes),
+    /// Nothing comes after it.
+    End(Result<Bytes, Status>),
+}
+
+/// Who waits for a call.
+pub(crate) enum Waiter {
+    /// For its one reply.
+    Unary(oneshot::Sender<Result<Bytes, Status>>),
+    /// For its stream.
+    Stream(mpsc::UnboundedSender<Part>),
+}
+
+impl Waiter {
+    /// Whether it has stopped waiting.
+    fn is_gone(&self) -> bool {
+        match self {
+            Self::Unary(reply) => reply.is_closed(),
+            Self::Stream(parts) => parts.is_closed(),
+        }
+    }
+
+    /// The end of a call; who has stopped waiting does not mind.
+    fn end(self, outcome: Result<Bytes, Status>) {
+        match self {
+            Self::Unary(reply) => drop(reply.send(outcome)),
+            Self::Stream(parts) => drop(parts.send(Part::End(outcome))),
+        }
+    }
+}
+
+pub(crate) struct IoThread {
+    session: Session,
+    dealers: Dealers,
+    mailbox: Mailbox<Command>,
+    lost: Arc<LostCancels>,
+    waiters: HashMap<Key, Waiter>,
+    clock: Clock,
+}
+
+impl IoThread {
+    /// For so many sockets as a session can tell apart.
+    pub(crate) fn new(
+        sockets: Vec<Socket>,
+        mailbox: Mailbox<Command>,
+        clock: Clock,
+        limits: Limits,
+        lost: Arc<LostCancels>,
+    ) -> Self {
+        let paths = u8::try_from(sockets.len()).unwrap_or(u8::MAX);
+        let (session, dealers) = (Session::new(paths, limits), Dealers::new(sockets));
+        Self { session, dealers, mailbox, lost, waiters: HashMap::new(), clock }
+    }
+
+    /// Works until nobody can give commands any more.
+    pub(crate) fn run(mut self) {
+        while !self.mailbox.is_closed() {
+            let now = self.clock.now();
+            let busy = self.take_commands(now) | self.take_packets(now);
+            if self.session.poll_timeout().is_some_and(|due| due <= now) {
+                self.session.handle(now, Event::Tick);
+            }
+            let Self { session, dealers, .. } = &mut self;
+            dealers.flush(now, |path, packet| {
+                session.handle(now, Event::Refused(Path(path), packet));
+            });
+            self.act(now);
+            if busy {
+                continue;
+            }
+            let idle = now + Duration::from_millis(IDLE_MS);
+            let due = self.session.poll_timeout().map_or(idle, |due| due.min(idle));
+            if let Err(error) = self.dealers.wait(&self.mailbox, self.clock.instant(due)) {
+                tracing::error!(%error, "the client's thread ends");
+                return;
+            }
+        }
+        // Cancels of the last callers; nobody is left to hear of a refusal.
+        self.take_commands(self.clock.now());
+        self.act(self.clock.now());
+    }
+
+    fn take_commands(&mut self, now: Time) -> bool {
+        let mut taken = 0;
+        while taken < BATCH
+            && let Some(command) = self.mailbox.try_recv()
+        {
+            taken += 1;
+            match command {
+                Command::Call(call, waiter) => self.call(now, call, waiter),
+                Command::Cancel(key) => self.session.handle(now, Event::Cancel(key)),
+                Command::Consumed(key, bytes) => {
+                    self.session.handle(now, Event::Consumed(key, bytes));
+                }
+            }
+        }
+        for key in self.lost.take() {
+            self.session.handle(now, Event::Cancel(key));
+        }
+        taken > 0
+    }
+
+    fn call(&mut self, now: Time, call: NewCall, waiter: Waiter) {
+        if waiter.is_gone() {
+            // Its cancel may have come before it.
+            return;
+        }
+        if self.session.knows(&call.key) {
+            let text = format!("a call with the key {} is underway in this client", call.key);
+            return waiter.end(Err(Status::new(Code::AlreadyExists, text)));
+        }
+        self.waiters.insert(call.key, waiter);
+        self.session.handle(now, Event::Call(call));
+    }
+
+    fn take_packets(&mut self, now: Time) -> bool {
+        let mut any = false;
+        for path in 0..self.dealers.len() as u8 {
+            for _ in 0..BATCH {
+                let Some(packet) = self.dealers.recv(path) else { break };
+                any = true;
+                self.session.handle(now, Event::FromPipe(Path(path), packet));
+            }
+        }
+        any
+    }
+
+    fn act(&mut self, now: Time) {
+        while let Some(action) = self.session.poll_action() {
+            match action {
+                Action::ToPipe(path, packet) => {
+                    if let Err(packet) = self.dealers.send(now, path.0, packet) {
+                        self.session.handle(now, Event::Refused(path, packet));
+                    }
+                }
+                Action::Chunk(key, part) => {
+                    // A reader that is gone has said so with a cancel.
+                    if let Some(Waiter::Stream(parts)) = self.waiters.get(&key) {
+                        let _ = parts.send(Part::Chunk(part));
+                    }
+                }
+                Action::End(key, outcome) => {
+                    if let Some(waiter) = self.waiters.remove(&key) {
+                        waiter.end(outcome);
+                    }
+                }
+            }
+        }
+    }
+}

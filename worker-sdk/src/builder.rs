@@ -1,0 +1,152 @@
+//! How a worker is set up and started.
+
+use std::sync::Arc;
+
+use zex_core::session::MemoryLimits;
+use zex_core::session::worker::Settings;
+use zex_plumbing::{Clock, Context, mailbox, new_peer_id};
+use zex_spec::MAX_NAME_BYTES;
+
+use crate::thread::{IoThread, Shared};
+use crate::worker::WorkerHandle;
+
+/// Messages and ends of handlers that wait for the thread with the sockets; beyond, handlers
+/// yield until there is room.
+const MAILBOX_COMMANDS: usize = 8_192;
+/// Work that a worker takes at once if nothing is said: enough to keep a machine busy with
+/// handlers that wait for others, few enough that their memory does not matter.
+const DEFAULT_CAPACITY: u32 = 100;
+
+/// Where a worker begins: [`Worker::builder`].
+pub struct Worker;
+
+impl Worker {
+    /// A worker that is to be set up.
+    pub fn builder() -> WorkerBuilder {
+        WorkerBuilder {
+            worker_pipes: Vec::new(),
+            name: "worker".into(),
+            capacity: DEFAULT_CAPACITY,
+            memory: MemoryLimits::default(),
+            context: None,
+        }
+    }
+}
+
+/// What a worker will be.
+#[must_use = "a worker does nothing until it is started"]
+pub struct WorkerBuilder {
+    worker_pipes: Vec<String>,
+    name: String,
+    capacity: u32,
+    memory: MemoryLimits,
+    context: Option<Context>,
+}
+
+/// Why a worker cannot be started or cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// No worker pipe, or too many.
+    #[error("a worker is connected to 1 to 255 worker pipes, not to {0}")]
+    PipeCount(usize),
+    /// A name that does not travel.
+    #[error("a {what} name has 1 to {MAX_NAME_BYTES} bytes, not {len}")]
+    Name {
+        /// Whose name.
+        what: &'static str,
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// There is no tokio runtime here for the handlers to run on.
+    #[error("start a worker within a tokio runtime: {0}")]
+    Runtime(#[from] tokio::runtime::TryCurrentError),
+    /// A socket cannot be made.
+    #[error(transparent)]
+    Plumbing(#[from] zex_plumbing::Error),
+    /// The worker's thread cannot be started.
+    #[error("cannot start the worker's thread: {0}")]
+    Thread(std::io::Error),
+    /// It was drained, or its thread failed.
+    #[error("the worker has stopped; start a new one")]
+    Stopped,
+}
+
+impl WorkerBuilder {
+    /// The worker pipes of the mesh, e.g. `tcp://127.0.0.1:9004`.
+    pub fn worker_pipes(mut self, endpoints: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.worker_pipes = endpoints.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How people call it; need not be unique.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Work that it takes at once; 100 if nothing is said.
+    pub fn capacity(mut self, tasks: u32) -> Self {
+        self.capacity = tasks;
+        self
+    }
+
+    /// How much it remembers of keys and answers.
+    pub fn memory(mut self, limits: MemoryLimits) -> Self {
+        self.memory = limits;
+        self
+    }
+
+    /// The sockets' context; its own if nothing is said. Programs with several roles share one.
+    pub fn context(mut self, context: Context) -> Self {
+        self.context = Some(context);
+        self
+    }
+
+    /// Starts it. Handlers run on the tokio runtime that this is called in.
+    ///
+    /// # Errors
+    /// [`WorkerError`] says what is missing or malformed.
+    pub fn start(self) -> Result<WorkerHandle, WorkerError> {
+        let runtime = tokio::runtime::Handle::try_current()?;
+        check_name("worker", &self.name)?;
+        if !(1..=usize::from(u8::MAX)).contains(&self.worker_pipes.len()) {
+            return Err(WorkerError::PipeCount(self.worker_pipes.len()));
+        }
+        let context = self.context.unwrap_or_default();
+        let me = new_peer_id();
+        let dealers = self
+            .worker_pipes
+            .iter()
+            .map(|endpoint| context.dealer_for_worker(me, endpoint))
+            .collect::<Result<Vec<_>, _>>()?;
+        let settings = Settings {
+            name: self.name,
+            capacity: self.capacity,
+            // Counted above.
+            paths: dealers.len() as u8,
+            memory: self.memory,
+        };
+        let (commands, mailbox) = mailbox(MAILBOX_COMMANDS)?;
+        let (clock, shared) = (Clock::new(), Arc::new(Shared::default()));
+        let thread = IoThread::new(
+            settings,
+            dealers,
+            (commands.clone(), mailbox),
+            clock,
+            runtime,
+            Arc::clone(&shared),
+        );
+        std::thread::Builder::new()
+            .name("zex-worker".into())
+            .spawn(move || thread.run(context))
+            .map_err(WorkerError::Thread)?;
+        Ok(WorkerHandle::new(me, clock, commands, shared))
+    }
+}
+
+pub(crate) fn check_name(what: &'static str, name: &str) -> Result<(), WorkerError> {
+    match name.len() {
+        1..=MAX_NAME_BYTES => Ok(()),
+        len => Err(WorkerError::Name { what, len }),
+    }
+}

@@ -1,0 +1,83 @@
+//! The task that runs one handler, and what the thread with the sockets keeps of it.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+use zex_core::session::worker::RunId;
+use zex_spec::{Code, Status};
+
+use crate::handler::{Handler, Request};
+use crate::replies::Replies;
+use crate::thread::{Command, Commands};
+
+/// A handler that runs.
+pub(crate) struct Task {
+    abort: AbortHandle,
+    room: Option<Arc<Semaphore>>,
+}
+
+impl Task {
+    /// Starts the handler's task.
+    pub(crate) fn start(
+        runtime: &tokio::runtime::Handle,
+        run: RunId,
+        handler: Handler,
+        request: Request,
+        commands: Commands,
+    ) -> Self {
+        let room = request.streaming.then(Replies::new_room);
+        let replies = Replies::new(run, commands.clone(), room.clone());
+        let task = runtime.spawn(answer(run, handler, request, replies, commands));
+        Self { abort: task.abort_handle(), room }
+    }
+
+    /// Its messages have left: there is room for more.
+    pub(crate) fn give_room(&self, charge: u32) {
+        if let Some(room) = &self.room {
+            room.add_permits(charge as usize);
+        }
+    }
+
+    /// Nobody wants its answer any more.
+    pub(crate) fn abort(&self) {
+        self.abort.abort();
+    }
+}
+
+impl Drop for Task {
+    /// Who still sends messages of a call that has ended (a task that the handler started) is told.
+    fn drop(&mut self) {
+        if let Some(room) = &self.room {
+            room.close();
+        }
+    }
+}
+
+async fn answer(
+    run: RunId,
+    handler: Handler,
+    request: Request,
+    replies: Replies,
+    commands: Commands,
+) {
+    // The call of the function is inside, so that a panic in it is caught as well.
+    let answering = async move { handler.answer(request, replies).await };
+    // A handler that panicked is not used again: its future is dropped, and what it shares with
+    // others is as safe as it was before threads could panic, with locks that are poisoned.
+    let outcome = AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|panic| {
+        let text = format!("the handler panicked: {}", words(panic.as_ref()));
+        Err(Status::new(Code::Internal, text))
+    });
+    // A worker that has stopped has answered already.
+    let _ = commands.send(Command::Finish(run, outcome)).await;
+}
+
+/// What a panic said.
+fn words(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")
+}

@@ -1,0 +1,305 @@
+//! The thread that owns a worker's sockets and drives its session.
+//!
+//! ```text
+//!   mailbox ─ Message, Finish ─▶┐                     ┌─▶ tasks: begin, abort, room
+//!   orders ─ serve, drain ─────▶├─ session ─ actions ─┤
+//!   DEALERs ─ packets ─────────▶│                     └─▶ DEALERs
+//!   clock ─ Tick ──────────────▶┘
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use zex_core::Time;
+use zex_core::session::Path;
+use zex_core::session::worker::{Action, Begin, Event, RunId, Session, Settings};
+use zex_plumbing::{Clock, Context, Dealers, Handle, Mailbox, NotSent, Socket};
+use zex_spec::{Code, DESCRIPTORS_METHOD, Options, Status};
+
+use crate::handler::{Handler, Request};
+use crate::task::Task;
+
+/// Commands, and packets of one pipe, that one turn takes, so that none starves the others.
+const BATCH: usize = 256;
+/// Longest sleep when nothing is due, ms.
+const IDLE_MS: u64 = 500;
+/// How long a worker that has drained tries to get its last words out, ms.
+const LAST_WORDS_MS: u64 = 200;
+
+/// What handlers tell the thread.
+pub(crate) enum Command {
+    /// A message of a stream.
+    Message(RunId, Bytes),
+    /// A handler is done.
+    Finish(RunId, Result<Bytes, Status>),
+    /// There are orders.
+    Look,
+}
+
+/// The sending end for handlers.
+#[derive(Clone)]
+pub(crate) struct Commands(Handle<Command>);
+
+impl Commands {
+    /// Hands a command over; yields while the mailbox is full. An error if the worker has stopped.
+    pub(crate) async fn send(&self, mut command: Command) -> Result<(), ()> {
+        loop {
+            command = match self.0.send(command) {
+                Ok(()) => return Ok(()),
+                Err(NotSent::Full(command)) => command,
+                Err(NotSent::Closed(_)) => return Err(()),
+            };
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// What its owner tells a worker. Rare, and never to be lost.
+pub(crate) enum Order {
+    Serve { service: String, handler: Handler, descriptors: Option<Bytes> },
+    Withdraw(String),
+    Drain { until: Time, done: Option<oneshot::Sender<()>> },
+}
+
+/// What the handles share with the thread.
+#[derive(Default)]
+pub(crate) struct Shared {
+    orders: Mutex<Vec<Order>>,
+    in_flight: AtomicUsize,
+    stopped: AtomicBool,
+}
+
+impl Shared {
+    /// Puts an order where the thread finds it and wakes the thread. False if it has stopped.
+    pub(crate) fn order(&self, commands: &Handle<Command>, order: Order) -> bool {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+        // With a full mailbox it is awake anyway.
+        !matches!(commands.send(Command::Look), Err(NotSent::Closed(_)))
+            && !self.stopped.load(Ordering::Acquire)
+    }
+
+    fn take_orders(&self) -> Vec<Order> {
+        std::mem::take(&mut self.orders.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+}
+
+struct Served {
+    handler: Handler,
+    descriptors: Option<Bytes>,
+}
+
+pub(crate) struct IoThread {
+    session: Session,
+    dealers: Dealers,
+    commands: Commands,
+    mailbox: Mailbox<Command>,
+    clock: Clock,
+    runtime: tokio::runtime::Handle,
+    shared: Arc<Shared>,
+    services: BTreeMap<String, Served>,
+    tasks: HashMap<RunId, Task>,
+    /// Who waits for the end.
+    drained: Vec<oneshot::Sender<()>>,
+    over: bool,
+}
+
+impl IoThread {
+    pub(crate) fn new(
+        settings: Settings,
+        sockets: Vec<Socket>,
+        (commands, mailbox): (Handle<Command>, Mailbox<Command>),
+        clock: Clock,
+        runtime: tokio::runtime::Handle,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            session: Session::new(clock.now(), settings),
+            dealers: Dealers::new(sockets),
+            commands: Commands(commands),
+            mailbox,
+            clock,
+            runtime,
+            shared,
+            services: BTreeMap::new(),
+            tasks: HashMap::new(),
+            drained: Vec::new(),
+            over: false,
+        }
+    }
+
+    /// Works until it is drained. The context goes last: closing it waits until the sockets have
+    /// said their last word.
+    pub(crate) fn run(mut self, context: Context) {
+        while !self.over {
+            let now = self.clock.now();
+            let busy = self.turn(now);
+            self.shared.in_flight.store(self.session.in_flight(), Ordering::Relaxed);
+            if busy || self.over {
+                continue;
+            }
+            let idle = now + Duration::from_millis(IDLE_MS);
+            let due = self.session.poll_timeout().map_or(idle, |due| due.min(idle));
+            if let Err(error) = self.dealers.wait(&self.mailbox, self.clock.instant(due)) {
+                tracing::error!(%error, "the worker's thread ends");
+                break;
+            }
+        }
+        self.say_last_words();
+        self.tasks.values().for_each(Task::abort);
+        self.shared.in_flight.store(0, Ordering::Relaxed);
+        self.shared.stopped.store(true, Ordering::Release);
+        let Self { drained, dealers, mailbox, shared, .. } = self;
+        drop((dealers, mailbox, context));
+        // Orders that came too late have their end here as well.
+        for order in shared.take_orders() {
+            if let Order::Drain { done: Some(done), .. } = order {
+                let _ = done.send(());
+            }
+        }
+        for done in drained {
+            // Who asked may wait no more.
+            let _ = done.send(());
+        }
+    }
+
+    /// Takes what has come, and does what follows. Whether there was anything.
+    fn turn(&mut self, now: Time) -> bool {
+        let busy = self.take_commands(now) | self.take_packets(now);
+        if self.session.poll_timeout().is_some_and(|due| due <= now) {
+            self.session.handle(now, Event::Tick);
+        }
+        let Self { session, dealers, .. } = self;
+        dealers.flush(now, |path, packet| {
+            session.handle(now, Event::Refused(Path(path), packet));
+        });
+        self.act(now);
+        busy
+    }
+
+    fn take_commands(&mut self, now: Time) -> bool {
+        let (mut taken, mut look) = (0, false);
+        while taken < BATCH
+            && let Some(command) = self.mailbox.try_recv()
+        {
+            taken += 1;
+            match command {
+                Command::Message(run, message) => {
+                    self.session.handle(now, Event::Message(run, message));
+                }
+                Command::Finish(run, outcome) => {
+                    self.session.handle(now, Event::Finish(run, outcome));
+                    self.tasks.remove(&run);
+                }
+                Command::Look => look = true,
+            }
+        }
+        // The order's wake-up is lost when the mailbox is full, and then it is full of others.
+        if look || taken == BATCH {
+            for order in self.shared.take_orders() {
+                self.obey(now, order);
+            }
+        }
+        taken > 0
+    }
+
+    fn obey(&mut self, now: Time, order: Order) {
+        match order {
+            Order::Serve { service, handler, descriptors } => {
+                self.services.insert(service, Served { handler, descriptors });
+            }
+            Order::Withdraw(service) => {
+                self.services.remove(&service);
+            }
+            Order::Drain { until, done } => {
+                self.drained.extend(done);
+                return self.session.handle(now, Event::Drain(until));
+            }
+        }
+        let names = self.services.keys().cloned().collect();
+        self.session.handle(now, Event::Serve(names));
+    }
+
+    fn take_packets(&mut self, now: Time) -> bool {
+        let mut any = false;
+        for path in 0..self.dealers.len() as u8 {
+            for _ in 0..BATCH {
+                let Some(packet) = self.dealers.recv(path) else { break };
+                any = true;
+                self.session.handle(now, Event::FromPipe(Path(path), packet));
+            }
+        }
+        any
+    }
+
+    fn act(&mut self, now: Time) {
+        while let Some(action) = self.session.poll_action() {
+            match action {
+                Action::ToPipe(path, packet) => {
+                    if let Err(packet) = self.dealers.send(now, path.0, packet) {
+                        self.session.handle(now, Event::Refused(path, packet));
+                    }
+                }
+                Action::Begin(begin) => self.begin(now, begin),
+                Action::Abort(run) => {
+                    if let Some(task) = self.tasks.remove(&run) {
+                        task.abort();
+                    }
+                }
+                Action::Room(run, charge) => {
+                    if let Some(task) = self.tasks.get(&run) {
+                        task.give_room(charge);
+                    }
+                }
+                Action::Drained => self.over = true,
+            }
+        }
+    }
+
+    fn begin(&mut self, now: Time, begin: Begin) {
+        let run = begin.run;
+        let Some(served) = self.services.get(&begin.service) else {
+            // The session takes work of what is served alone.
+            let text = format!("{} is not served here any more", begin.service);
+            let outcome = Err(Status::new(Code::Unavailable, text));
+            return self.session.handle(now, Event::Finish(run, outcome));
+        };
+        if begin.method == DESCRIPTORS_METHOD {
+            let outcome = served.descriptors.clone().ok_or_else(|| {
+                let text = format!("this worker has no descriptors of {}", begin.service);
+                Status::new(Code::Unimplemented, text)
+            });
+            return self.session.handle(now, Event::Finish(run, outcome));
+        }
+        let request = Request {
+            service: begin.service,
+            method: begin.method,
+            body: begin.body,
+            key: begin.key,
+            deadline: self.clock.instant(begin.deadline),
+            streaming: begin.options.has(Options::STREAM),
+            attempt: begin.attempt,
+        };
+        let (handler, commands) = (served.handler.clone(), self.commands.clone());
+        self.tasks.insert(run, Task::start(&self.runtime, run, handler, request, commands));
+    }
+
+    /// The last replies and the goodbye may wait for room in a queue.
+    fn say_last_words(&mut self) {
+        let end = self.clock.now() + Duration::from_millis(LAST_WORDS_MS);
+        while self.dealers.backlog() > 0 && self.clock.now() < end {
+            // What nobody takes now is lost; its owner finds out by the goodbye or by the silence.
+            self.dealers.flush(self.clock.now(), |_, _| {});
+            if self.dealers.wait(&self.mailbox, self.clock.instant(end)).is_err() {
+                return;
+            }
+        }
+    }
+}

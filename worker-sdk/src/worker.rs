@@ -1,0 +1,113 @@
+//! The handle that a worker's owner holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use zex_plumbing::{Clock, Handle};
+use zex_spec::PeerId;
+
+use crate::builder::{WorkerError, check_name};
+use crate::handler::Handler;
+use crate::thread::{Command, Order, Shared};
+
+/// How long a worker whose handles are all gone may take to finish what it holds.
+const ABANDONED_DRAIN: Duration = Duration::from_secs(10);
+
+/// A worker that runs: cheap to clone. When the last clone is gone the worker drains by itself.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    owner: Arc<Owner>,
+}
+
+struct Owner {
+    id: PeerId,
+    clock: Clock,
+    commands: Handle<Command>,
+    shared: Arc<Shared>,
+}
+
+impl WorkerHandle {
+    pub(crate) fn new(
+        id: PeerId,
+        clock: Clock,
+        commands: Handle<Command>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { owner: Arc::new(Owner { id, clock, commands, shared }) }
+    }
+
+    /// The worker's instance id, as `zex workers` shows it.
+    pub fn id(&self) -> PeerId {
+        self.owner.id
+    }
+
+    /// Serves `pkg.Service` from now on; again, with another handler.
+    ///
+    /// # Errors
+    /// [`WorkerError::Name`] for a name that does not travel, [`WorkerError::Stopped`].
+    pub fn serve(&self, service: impl Into<String>, handler: Handler) -> Result<(), WorkerError> {
+        self.serve_with(service.into(), None, handler)
+    }
+
+    /// Serves, and hands out the service's serialized `google.protobuf.FileDescriptorSet` to who
+    /// asks for it.
+    ///
+    /// # Errors
+    /// As [`WorkerHandle::serve`].
+    pub fn serve_described(
+        &self,
+        service: impl Into<String>,
+        descriptors: impl Into<Bytes>,
+        handler: Handler,
+    ) -> Result<(), WorkerError> {
+        self.serve_with(service.into(), Some(descriptors.into()), handler)
+    }
+
+    fn serve_with(
+        &self,
+        service: String,
+        descriptors: Option<Bytes>,
+        handler: Handler,
+    ) -> Result<(), WorkerError> {
+        check_name("service", &service)?;
+        self.order(Order::Serve { service, handler, descriptors })
+    }
+
+    /// Takes no more work of this service; what runs is finished.
+    ///
+    /// # Errors
+    /// [`WorkerError::Stopped`].
+    pub fn withdraw(&self, service: impl Into<String>) -> Result<(), WorkerError> {
+        self.order(Order::Withdraw(service.into()))
+    }
+
+    /// Takes no more work, finishes what it holds (what is not done by `timeout` is answered
+    /// `UNAVAILABLE`), says goodbye and stops.
+    pub async fn drain(&self, timeout: Duration) {
+        let (done, drained) = oneshot::channel();
+        let until = self.owner.clock.now() + timeout;
+        if self.order(Order::Drain { until, done: Some(done) }).is_ok() {
+            // An error means that the thread is gone, which is what we wait for.
+            let _ = drained.await;
+        }
+    }
+
+    /// Work that is not answered yet.
+    pub fn in_flight(&self) -> usize {
+        self.owner.shared.in_flight()
+    }
+
+    fn order(&self, order: Order) -> Result<(), WorkerError> {
+        let taken = self.owner.shared.order(&self.owner.commands, order);
+        if taken { Ok(()) } else { Err(WorkerError::Stopped) }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let until = self.clock.now() + ABANDONED_DRAIN;
+        self.shared.order(&self.commands, Order::Drain { until, done: None });
+    }
+}
