@@ -50,6 +50,8 @@ pub(crate) struct Names {
     pub(crate) parameters: BTreeMap<String, ParameterKind>,
     pub(crate) steps: BTreeMap<String, Output>,
     pub(crate) item: Option<Type>,
+    /// Whether the item comes as the bytes of a message, not out of a list.
+    pub(crate) item_is_bytes: bool,
 }
 
 impl Names {
@@ -109,7 +111,7 @@ impl Names {
         match self.steps.get(name) {
             Some(Output::Message(index, _)) => Some(BoundInput::Step(*index)),
             Some(Output::None(_)) => None,
-            None => (name == "item").then_some(BoundInput::Item),
+            None => (name == "item" && self.item_is_bytes).then_some(BoundInput::Item),
         }
     }
 }

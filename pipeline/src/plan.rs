@@ -135,6 +135,7 @@ impl Plan {
             parameters: parameters.into_iter().map(|found| (found.name, found.kind)).collect(),
             steps: outputs(&steps),
             item: None,
+            item_is_bytes: false,
         };
         let sources = sources(&mut steps, &ids, &mut problems);
         let mut planned = Vec::new();
@@ -262,6 +263,7 @@ fn bind(
     let place = step.place.clone();
     let mut reads = Reads { ids, steps: BTreeSet::new(), item: false };
     names.item = None;
+    names.item_is_bytes = sources.contains_key(&index);
     let kind = match step.each {
         None if streams => Some(StepKind::Source { takers: Vec::new() }),
         None => Some(StepKind::Call),

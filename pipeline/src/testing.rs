@@ -1,5 +1,7 @@
 //! What the tests of this crate share: a few services, compiled from text.
 
+use std::sync::LazyLock;
+
 use crate::catalog::Catalog;
 
 /// The services of the tests.
@@ -56,7 +58,10 @@ pub(crate) fn descriptors() -> Vec<u8> {
 
 /// A catalog with the tests' services.
 pub(crate) fn catalog() -> Catalog {
-    let mut catalog = Catalog::default();
-    catalog.insert(&descriptors()).expect("the text above compiles");
-    catalog
+    static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
+        let mut catalog = Catalog::default();
+        catalog.insert(&descriptors()).expect("the text above compiles");
+        catalog
+    });
+    CATALOG.clone()
 }

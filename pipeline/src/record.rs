@@ -1,0 +1,310 @@
+//! The journal's records: all that a run remembers. Recovery is reading them again.
+//!
+//! ```text
+//!  run ─ Action::Append(records) ─▶ store ─ fsync ─▶ Event::Appended ─▶ run applies them
+//!  store ─ the same records, after a crash ─▶ run applies them
+//! ```
+//!
+//! A record is one byte of version and MessagePack behind it, with fields by place
+//! and kinds by one letter: an item of an `each` costs a few bytes beside its body.
+//! Fields are only ever added at the end, with a default; another layout is another
+//! version.
+//!
+//! Written by `run`, kept by the scheduler's store, and shown to who watches a run.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::key::Fingerprint;
+use crate::state::{RunState, StepState};
+
+/// The version this code writes.
+pub const RECORD_VERSION: u8 = 1;
+
+/// The longest error message that is recorded, in bytes.
+pub const MESSAGE_MAX_BYTES: usize = 1024;
+
+/// What a run remembers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Record {
+    /// The run is in another state.
+    #[serde(rename = "R")]
+    Run {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// The state.
+        state: RunState,
+        /// Why, for states that ask for a reason.
+        reason: String,
+    },
+    /// A step has ended.
+    #[serde(rename = "S")]
+    Step {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// The step, by its place in the definition.
+        step: u32,
+        /// How it ended.
+        state: StepState,
+        /// Why, unless it succeeded.
+        reason: String,
+        /// What its call answered, when it was one call.
+        output: Option<Bytes>,
+    },
+    /// A source is about to be opened, for the n-th time: its attempt, and so its key.
+    #[serde(rename = "O")]
+    Opened {
+        /// The step.
+        step: u32,
+        /// From 1.
+        attempt: u32,
+    },
+    /// A source broke off.
+    #[serde(rename = "I")]
+    Interrupted {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// The step.
+        step: u32,
+        /// The gRPC status.
+        code: i32,
+        /// Its message.
+        message: String,
+    },
+    /// Items were read from a source.
+    #[serde(rename = "E")]
+    Items {
+        /// The source.
+        step: u32,
+        /// The number of the first one.
+        first: u64,
+        /// The items.
+        items: Vec<Bytes>,
+        /// The fingerprint of the stream up to and with the last of them.
+        fingerprint: Fingerprint,
+    },
+    /// Items of an `each` are done.
+    #[serde(rename = "D")]
+    Done {
+        /// The step.
+        step: u32,
+        /// Their numbers.
+        items: Vec<u64>,
+    },
+    /// Attempts failed, and there will be others.
+    #[serde(rename = "F")]
+    Failed {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// The step.
+        step: u32,
+        /// What failed.
+        attempts: Vec<FailedAttempt>,
+    },
+    /// The counts of steps that moved, for who watches; says nothing new.
+    #[serde(rename = "P")]
+    Progress {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// The counts, each with its step.
+        steps: Vec<(u32, Counts)>,
+    },
+}
+
+/// An attempt that failed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FailedAttempt {
+    /// The item of an `each`.
+    pub item: Option<u64>,
+    /// From 1.
+    pub attempt: u32,
+    /// The gRPC status.
+    pub code: i32,
+    /// Its message.
+    pub message: String,
+}
+
+/// How far a step is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Items read from a source, or known of an `each`.
+    pub items: u64,
+    /// Calls that are done.
+    pub done: u64,
+    /// Calls that failed for good.
+    pub failed: u64,
+    /// Attempts that failed and were, or will be, tried again.
+    pub retries: u64,
+    /// Calls in flight.
+    pub running: u64,
+    /// No more items come.
+    pub items_complete: bool,
+}
+
+/// Bytes that are no record.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Nothing at all.
+    #[error("an empty record")]
+    Empty,
+    /// Written by another version.
+    #[error("a record of version {0}, this program reads version {RECORD_VERSION}")]
+    Version(u8),
+    /// Broken.
+    #[error("a broken record: {0}")]
+    Malformed(#[from] rmp_serde::decode::Error),
+    /// A record with bytes behind it.
+    #[error("a record with {0} bytes too many")]
+    Trailing(usize),
+}
+
+impl Record {
+    /// The bytes of the record.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![RECORD_VERSION];
+        rmp_serde::encode::write(&mut bytes, self)
+            // Vec<u8> takes every write, and no type in a record refuses to serialize.
+            .expect("a record is always serializable");
+        bytes
+    }
+
+    /// The record in these bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let (version, mut body) = bytes.split_first().ok_or(RecordError::Empty)?;
+        if *version != RECORD_VERSION {
+            return Err(RecordError::Version(*version));
+        }
+        let record = Self::deserialize(&mut rmp_serde::Deserializer::new(&mut body))?;
+        if !body.is_empty() {
+            return Err(RecordError::Trailing(body.len()));
+        }
+        Ok(record)
+    }
+
+    /// Whether who watches a run is told of it. The rest is the run's own business,
+    /// and much of it: a watcher need not read it.
+    pub fn is_event(&self) -> bool {
+        match self {
+            Self::Run { .. }
+            | Self::Step { .. }
+            | Self::Interrupted { .. }
+            | Self::Failed { .. }
+            | Self::Progress { .. } => true,
+            Self::Opened { .. } | Self::Items { .. } | Self::Done { .. } => false,
+        }
+    }
+}
+
+/// An error message cut to what is recorded.
+pub(crate) fn cut(mut message: String) -> String {
+    if message.len() > MESSAGE_MAX_BYTES {
+        let end = (0..=MESSAGE_MAX_BYTES).rev().find(|at| message.is_char_boundary(*at));
+        message.truncate(end.unwrap_or(0));
+        message.push('…');
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_record() -> impl Strategy<Value = Record> {
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from);
+        let text = || "\\PC{0,20}";
+        prop_oneof![
+            (any::<u64>(), text()).prop_map(|(at_ms, reason)| Record::Run {
+                at_ms,
+                state: RunState::Failed,
+                reason
+            }),
+            (any::<u64>(), any::<u32>(), text(), proptest::option::of(bytes())).prop_map(
+                |(at_ms, step, reason, output)| Record::Step {
+                    at_ms,
+                    step,
+                    state: StepState::Succeeded,
+                    reason,
+                    output
+                }
+            ),
+            (any::<u32>(), any::<u32>())
+                .prop_map(|(step, attempt)| Record::Opened { step, attempt }),
+            (any::<u32>(), any::<u64>(), proptest::collection::vec(bytes(), 0..5)).prop_map(
+                |(step, first, items)| Record::Items {
+                    step,
+                    first,
+                    fingerprint: Fingerprint::default().then(b"x"),
+                    items
+                }
+            ),
+            (any::<u32>(), proptest::collection::vec(any::<u64>(), 0..9))
+                .prop_map(|(step, items)| Record::Done { step, items }),
+            (any::<u32>(), proptest::option::of(any::<u64>()), any::<i32>(), text()).prop_map(
+                |(step, item, code, message)| Record::Failed {
+                    at_ms: 1,
+                    step,
+                    attempts: vec![FailedAttempt { item, attempt: 2, code, message }]
+                }
+            ),
+            any::<u64>().prop_map(|done| Record::Progress {
+                at_ms: 3,
+                steps: vec![(0, Counts { done, ..Counts::default() })]
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn records_survive_encoding(record in any_record()) {
+            prop_assert_eq!(Record::decode(&record.encode()).unwrap(), record);
+        }
+
+        #[test]
+        fn garbage_is_an_error_and_not_a_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let _no_panic = Record::decode(&bytes).is_ok();
+            if let Some(first) = bytes.first_mut() {
+                *first = RECORD_VERSION;
+            }
+            let _no_panic = Record::decode(&bytes).is_ok();
+        }
+
+        #[test]
+        fn a_cut_record_is_an_error(record in any_record(), cut in 0_usize..1000) {
+            let bytes = record.encode();
+            let cut = cut % bytes.len();
+            prop_assert!(Record::decode(&bytes[..cut]).is_err());
+        }
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong() {
+        let mut long = Record::Opened { step: 1, attempt: 1 }.encode();
+        long.push(0);
+        for (bytes, want) in [
+            (vec![], "an empty record"),
+            (vec![9, 1], "a record of version 9"),
+            (vec![RECORD_VERSION, 0xc1], "a broken record"),
+            (long, "1 bytes too many"),
+        ] {
+            let error = Record::decode(&bytes).expect_err(want).to_string();
+            assert!(error.contains(want), "{error}");
+        }
+    }
+
+    /// What is on disks must stay readable: these bytes are of version 1.
+    #[test]
+    fn the_layout_of_version_1_stays() {
+        let record = Record::Done { step: 1, items: vec![7, 300] };
+        assert_eq!(record.encode(), [1, 0x81, 0xa1, b'D', 0x92, 1, 0x92, 7, 0xcd, 1, 44]);
+        let record = Record::Run { at_ms: 5, state: RunState::Running, reason: String::new() };
+        assert_eq!(record.encode(), [1, 0x81, 0xa1, b'R', 0x93, 5, 0xa1, b'r', 0xa0]);
+    }
+
+    #[test]
+    fn long_messages_are_cut_between_letters() {
+        assert_eq!(cut("short".into()), "short");
+        let cut = cut("é".repeat(MESSAGE_MAX_BYTES));
+        assert!(cut.len() <= MESSAGE_MAX_BYTES + 3 && cut.ends_with("é…"));
+    }
+}

@@ -1,0 +1,435 @@
+//! A run of a pipeline: the state machine.
+//!
+//! ```text
+//!            Event ─▶ handle ─┬─▶ records wait in the outbox ─▶ Action::Append
+//!                             │                                      │ store, fsync
+//!                             │        apply (one by one) ◀─ Event::Appended
+//!                             │             │
+//!  store ─ replay(record) ────│─────────────┤ the same function
+//!                             ▼             ▼
+//!                       what is known only here: calls in flight, timers, queues
+//!                             │
+//!                             └─▶ advance ─▶ Action::Call, Open, Pull, Drop, …
+//! ```
+//!
+//! Two kinds of state live side by side. What records say changes in `apply` alone,
+//! so a replay of the journal gives the same state again. What only this process
+//! knows (a call in flight, a timer, an item that waits for a place) is made anew
+//! after a replay. Nothing is sent that depends on a record before the store has it.
+//!
+//! An attempt is not recorded when it begins: its number is one more than the
+//! failures on record, so after a crash a call whose outcome is unknown is sent
+//! again under its old key, and a new attempt follows only a recorded failure.
+//!
+//! Parts: `apply` (records → state) · `advance` (state → calls) · `source` (streams
+//! that give items) · `steps` (state of a step) · `outbox` (records that wait, in
+//! batches) · `scope` (what expressions see). Driven by the scheduler.
+
+mod advance;
+mod apply;
+mod outbox;
+mod scope;
+mod source;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use minijinja::Value;
+
+use crate::plan::Plan;
+use crate::record::{Counts, Record, cut};
+use crate::state::{RunState, StepState};
+
+pub use apply::{ReplayError, code_name};
+use outbox::Outbox;
+use scope::Scope;
+use steps::StepRun;
+
+/// How many items may be read ahead of the calls that take them. Enough that a step
+/// with many calls in flight never waits for the source's next batch.
+pub const READ_AHEAD_ITEMS: usize = 2048;
+
+/// How many bytes of items may be read ahead.
+pub const READ_AHEAD_BYTES: usize = 4 << 20;
+
+/// The largest result of a call that is recorded, in bytes.
+pub const RESULT_MAX_BYTES: usize = 4 << 20;
+
+/// How often the counts are recorded for who watches, in ms: often enough for a
+/// progress bar, too seldom to weigh in the journal.
+pub const PROGRESS_INTERVAL_MS: u64 = 250;
+
+/// A point in time, in ms since 1970. It comes from the driver's clock and goes into
+/// records, so it must mean the same after a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// This much later.
+    pub fn plus_ms(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+}
+
+/// Names a call or stream of this run in this process; it means nothing elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CallId(pub u64);
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// All records were replayed: act from here on.
+    Loaded,
+    /// The records of the last [`Action::Append`] are on disk.
+    Appended,
+    /// They could not be written.
+    AppendFailed {
+        /// Why.
+        reason: String,
+    },
+    /// Another scheduler owns the run.
+    Fenced,
+    /// A call was answered.
+    Answered {
+        /// Which.
+        call: CallId,
+        /// The message.
+        body: Bytes,
+    },
+    /// A call or a stream failed.
+    Failed {
+        /// Which.
+        call: CallId,
+        /// The gRPC status.
+        code: i32,
+        /// Its message.
+        message: String,
+    },
+    /// A stream gave messages.
+    Items {
+        /// Which.
+        call: CallId,
+        /// The messages, in order.
+        items: Vec<Bytes>,
+    },
+    /// A stream ended well.
+    Ended {
+        /// Which.
+        call: CallId,
+    },
+    /// Somebody wants the run to stop.
+    Cancel {
+        /// Why.
+        reason: String,
+    },
+    /// It is later than [`Run::poll_timeout`] said.
+    Timeout,
+}
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub enum Action {
+    /// Put these records on disk, in one piece, then say [`Event::Appended`]. There
+    /// is never a second one before the answer to the first.
+    Append(Arc<Vec<Record>>),
+    /// Call a method that gives one message.
+    Call(Call),
+    /// Open a stream; read nothing from it yet.
+    Open(Call),
+    /// Read from a stream until so many items came, or so many bytes: the item that
+    /// goes beyond the bytes is the last.
+    Pull {
+        /// Which.
+        call: CallId,
+        /// How many items at most.
+        items: usize,
+        /// How many bytes.
+        bytes: usize,
+    },
+    /// Cancel a call or stream; no event of it is wanted any more.
+    Drop(CallId),
+    /// The run has ended, and the store knows it. Nothing follows.
+    Ended(RunState),
+    /// Forget this run and load it from the store again. Nothing follows.
+    Evict {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A call to make.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Its name for events.
+    pub call: CallId,
+    /// Its key for the mesh: the same for the same attempt, also after a restart.
+    pub key: [u8; crate::key::KEY_BYTES],
+    /// The step it is of.
+    pub step: usize,
+    /// The item of an `each`.
+    pub item: Option<u64>,
+    /// The attempt, from 1.
+    pub attempt: u32,
+    /// The service.
+    pub service: Arc<str>,
+    /// The method.
+    pub method: Arc<str>,
+    /// The message.
+    pub body: Bytes,
+    /// How long it may take.
+    pub timeout_ms: u64,
+    /// Whether the mesh may give it to a second worker when the first dies with it.
+    pub idempotent: bool,
+}
+
+/// A call in flight.
+#[derive(Debug, Clone, Copy)]
+struct Flight {
+    step: usize,
+    item: Option<u64>,
+    attempt: u32,
+}
+
+/// Whether the run acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Records are being replayed.
+    Loading,
+    /// It runs.
+    Live,
+    /// Its end is in the outbox or on the way to disk: nothing new begins.
+    Closing,
+    /// It has ended or was evicted.
+    Gone,
+}
+
+/// A run.
+#[derive(Debug)]
+pub struct Run {
+    id: Arc<str>,
+    plan: Arc<Plan>,
+    // What records say.
+    state: RunState,
+    reason: String,
+    records: u64,
+    steps: Vec<StepRun>,
+    unended: usize,
+    scope: Scope,
+    outputs: BTreeMap<usize, Bytes>,
+    readers: Vec<usize>,
+    // What only this process knows.
+    mode: Mode,
+    now: Time,
+    outbox: Outbox,
+    appending: Option<Arc<Vec<Record>>>,
+    actions: VecDeque<Action>,
+    flights: BTreeMap<CallId, Flight>,
+    next_call: u64,
+    timers: BTreeSet<(Time, usize, Option<u64>)>,
+    dirty: BTreeSet<usize>,
+    to_end: usize,
+    /// The counts as they were last recorded, when, and whether they moved since.
+    shown: Vec<Counts>,
+    shown_at: Time,
+    moved: bool,
+}
+
+/// A step, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepView {
+    /// Its state.
+    pub state: StepState,
+    /// How far it is.
+    pub counts: Counts,
+    /// The last error, also of an attempt that was tried again.
+    pub error: String,
+}
+
+impl Run {
+    /// A run before its first record. `parameters` come from
+    /// [`crate::definition::Definition::parameters`].
+    pub fn new(id: &str, plan: Arc<Plan>, parameters: Value) -> Self {
+        let steps: Vec<StepRun> = plan.steps.iter().map(StepRun::new).collect();
+        let mut readers = vec![0; steps.len()];
+        for step in &plan.steps {
+            for read in &step.reads {
+                readers[*read] += 1;
+            }
+        }
+        Self {
+            id: id.into(),
+            state: RunState::Recorded,
+            reason: String::new(),
+            records: 0,
+            unended: steps.len(),
+            to_end: steps.len(),
+            shown: vec![Counts::default(); steps.len()],
+            scope: Scope::new(id, parameters),
+            outputs: BTreeMap::new(),
+            readers,
+            steps,
+            plan,
+            mode: Mode::Loading,
+            now: Time::default(),
+            outbox: Outbox::default(),
+            appending: None,
+            actions: VecDeque::new(),
+            flights: BTreeMap::new(),
+            next_call: 0,
+            timers: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            shown_at: Time::default(),
+            moved: false,
+        }
+    }
+
+    /// The records with which a run begins: the store keeps them with the run itself.
+    pub fn first_records(now: Time) -> Vec<Record> {
+        [RunState::Recorded, RunState::Scheduled, RunState::Running]
+            .map(|state| Record::Run { at_ms: now.0, state, reason: String::new() })
+            .into()
+    }
+
+    /// Takes a record from the store, before [`Event::Loaded`].
+    pub fn replay(&mut self, record: &Record) -> Result<(), ReplayError> {
+        match self.mode {
+            Mode::Loading => self.apply(record),
+            Mode::Live | Mode::Closing | Mode::Gone => Err(ReplayError::NotLoading),
+        }
+    }
+
+    /// Takes what happened. Then drain [`Run::poll_action`].
+    pub fn handle(&mut self, now: Time, event: Event) {
+        self.now = self.now.max(now);
+        match (self.mode, event) {
+            (Mode::Gone, _) => return,
+            (Mode::Loading, Event::Loaded) => self.load(),
+            (Mode::Loading, _) | (_, Event::Loaded) => return,
+            (_, Event::Appended) => self.appended(),
+            (_, Event::AppendFailed { reason }) => self.evict(reason),
+            (_, Event::Fenced) => self.evict("another scheduler owns this run".to_owned()),
+            // The end is on its way to disk: what comes now changes nothing.
+            (Mode::Closing, _) => {}
+            (Mode::Live, Event::Answered { call, body }) => self.answered(call, body),
+            (Mode::Live, Event::Failed { call, code, message }) => {
+                self.failed(call, code, cut(message));
+            }
+            (Mode::Live, Event::Items { call, items }) => self.items(call, items),
+            (Mode::Live, Event::Ended { call }) => self.stream_ended(call),
+            (Mode::Live, Event::Cancel { reason }) => self.end(RunState::Cancelled, cut(reason)),
+            (Mode::Live, Event::Timeout) => {}
+        }
+        self.fire_timers();
+        self.advance();
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        if let Some(action) = self.actions.pop_front() {
+            return Some(action);
+        }
+        let ends = match self.mode {
+            Mode::Live => false,
+            Mode::Closing => !self.outbox.is_empty(),
+            Mode::Loading | Mode::Gone => return None,
+        };
+        if self.appending.is_some() {
+            return None;
+        }
+        if ends || self.progress_at().is_some_and(|at| at <= self.now) {
+            self.add_progress(ends);
+        }
+        if self.outbox.is_empty() {
+            return None;
+        }
+        let records = Arc::new(self.outbox.take());
+        self.appending = Some(records.clone());
+        Some(Action::Append(records))
+    }
+
+    /// When to call [`Run::handle`] again with [`Event::Timeout`], unless something
+    /// happens before.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        match self.mode {
+            Mode::Live => {
+                let timer = self.timers.first().map(|(at, ..)| *at);
+                // While an append is on its way nothing can be added to it.
+                let progress = self.progress_at().filter(|_| self.appending.is_none());
+                timer.into_iter().chain(progress).min()
+            }
+            Mode::Loading | Mode::Closing | Mode::Gone => None,
+        }
+    }
+
+    /// Its state, and why it is in it.
+    pub fn state(&self) -> (RunState, &str) {
+        (self.state, &self.reason)
+    }
+
+    /// Its plan.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// How many records it has applied: the place of the last one in its journal.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Its steps, for people.
+    pub fn views(&self) -> Vec<StepView> {
+        let view = |(index, step): (usize, &StepRun)| StepView {
+            state: match self.state.is_end() && !step.state.is_end() {
+                true => StepState::Cancelled,
+                false => step.state,
+            },
+            counts: self.counts(index),
+            error: step.error.clone(),
+        };
+        self.steps.iter().enumerate().map(view).collect()
+    }
+
+    fn counts(&self, step: usize) -> Counts {
+        let running = match self.mode {
+            Mode::Live | Mode::Closing => self.steps[step].running(),
+            Mode::Loading | Mode::Gone => 0,
+        };
+        Counts { running, ..self.steps[step].counts }
+    }
+
+    /// When the counts are to be recorded again.
+    fn progress_at(&self) -> Option<Time> {
+        let live = self.mode == Mode::Live && self.moved;
+        live.then(|| self.shown_at.plus_ms(PROGRESS_INTERVAL_MS))
+    }
+
+    /// Adds the counts of the steps that moved.
+    fn add_progress(&mut self, ends: bool) {
+        (self.shown_at, self.moved) = (self.now, false);
+        let mut counts: Vec<Counts> = (0..self.steps.len()).map(|step| self.counts(step)).collect();
+        self.outbox.count_into(&mut counts);
+        if ends {
+            counts.iter_mut().for_each(|counts| counts.running = 0);
+        }
+        let moved = counts.iter().zip(&self.shown).enumerate();
+        let moved: Vec<(u32, Counts)> = moved
+            .filter(|(_, (now, shown))| now != shown)
+            .map(|(step, (now, _))| (step as u32, *now))
+            .collect();
+        self.shown = counts;
+        if !moved.is_empty() {
+            self.outbox.add_progress(Record::Progress { at_ms: self.now.0, steps: moved });
+        }
+    }
+
+    fn evict(&mut self, reason: String) {
+        self.mode = Mode::Gone;
+        self.flights.clear();
+        self.actions.clear();
+        self.actions.push_back(Action::Evict { reason });
+    }
+}

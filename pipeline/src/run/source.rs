@@ -1,0 +1,162 @@
+//! Sources: streams whose messages are the items of other steps.
+//!
+//! ```text
+//!  Closed ─ Record::Opened ─▶ Open ─ items ─▶ Record::Items ─▶ takers
+//!    ▲                         │  ▲               │
+//!    └── Record::Interrupted ──┘  └─ Pull ◀─ room ┘
+//! ```
+//!
+//! A stream is read only as far ahead as its takers have room. One that broke off,
+//! or was open when the scheduler died, is opened again: the items on record are
+//! skipped, and their fingerprint must be the one on record, for otherwise items
+//! would be lost or done twice without anybody noticing.
+
+use bytes::Bytes;
+
+use super::steps::{Phase, Work};
+use super::{Action, CallId, Flight, Mode, READ_AHEAD_BYTES, READ_AHEAD_ITEMS, Run};
+use crate::key::Fingerprint;
+use crate::plan::StepKind;
+use crate::record::Record;
+use crate::state::StepState;
+
+/// A source is pulled when this part of the room is free: in bites, not in crumbs.
+const PULL_PART: usize = 4;
+
+impl Run {
+    pub(super) fn advance_source(&mut self, step: usize) {
+        let now = self.now;
+        let Work::Source(source) = &mut self.steps[step].work else { return };
+        match source.phase {
+            Phase::Between => {}
+            Phase::Closed => {
+                source.phase = Phase::Between;
+                let (attempt, not_before) = (source.attempts + 1, source.not_before);
+                if not_before > now {
+                    self.wake_at(not_before, step);
+                } else {
+                    self.outbox.push(Record::Opened { step: step as u32, attempt });
+                }
+            }
+            Phase::Open(call) => self.pull(step, call),
+        }
+    }
+
+    /// The record of an opening is on disk: open.
+    pub(super) fn open(&mut self, step: usize) {
+        if self.mode != Mode::Live {
+            return;
+        }
+        let body = match self.body(step, None) {
+            Ok(body) => body,
+            Err(why) => return self.fail_step(step, why),
+        };
+        let (known, call) = (self.steps[step].counts.items, CallId(self.next_call));
+        let Work::Source(source) = &mut self.steps[step].work else { return };
+        source.phase = Phase::Open(call);
+        source.to_skip = known;
+        source.read = Fingerprint::default();
+        source.pull = (0, 0);
+        let flight = Flight { step, item: None, attempt: source.attempts };
+        self.send(flight, body, Action::Open);
+        self.dirty.insert(step);
+    }
+
+    /// Reads on when there is room.
+    fn pull(&mut self, step: usize, call: CallId) {
+        let (pending, in_flight) = (self.pending(step), self.in_flight(step));
+        let Work::Source(source) = &mut self.steps[step].work else { return };
+        if source.pull.0 > 0 && source.pull.1 > 0 {
+            return;
+        }
+        let room = READ_AHEAD_ITEMS + in_flight;
+        let items = room.saturating_sub(pending.0 + source.unrecorded.0);
+        let bytes = READ_AHEAD_BYTES.saturating_sub(pending.1 + source.unrecorded.1);
+        let empty = pending.0 + source.unrecorded.0 == 0;
+        let roomy = items >= room / PULL_PART && bytes >= READ_AHEAD_BYTES / PULL_PART;
+        if empty || roomy {
+            source.pull = (items, bytes);
+            self.actions.push_back(Action::Pull { call, items, bytes });
+        }
+    }
+
+    /// Items and bytes that the slowest taker has not done.
+    fn pending(&self, step: usize) -> (usize, usize) {
+        let StepKind::Source { takers } = &self.plan.steps[step].kind else { return (0, 0) };
+        takers.iter().fold((0, 0), |most, taker| match &self.steps[*taker].work {
+            Work::Each(each) => (most.0.max(each.items.len()), most.1.max(each.bytes)),
+            Work::Call(_) | Work::Source(_) => most,
+        })
+    }
+
+    /// How many calls its takers may have in flight: these items are not ahead.
+    fn in_flight(&self, step: usize) -> usize {
+        let StepKind::Source { takers } = &self.plan.steps[step].kind else { return 0 };
+        let most = takers.iter().map(|taker| self.plan.steps[*taker].kind.concurrency()).max();
+        most.unwrap_or(0) as usize
+    }
+
+    /// The stream gave items.
+    pub(super) fn items(&mut self, call: CallId, items: Vec<Bytes>) {
+        let Some(step) = self.flights.get(&call).map(|flight| flight.step) else { return };
+        let known = self.steps[step].counts.items;
+        let Work::Source(source) = &mut self.steps[step].work else { return };
+        let bytes: usize = items.iter().map(Bytes::len).sum();
+        source.pull.0 = source.pull.0.saturating_sub(items.len());
+        source.pull.1 = source.pull.1.saturating_sub(bytes);
+        for item in items {
+            source.read = source.read.then(&item);
+            if source.to_skip > 0 {
+                source.to_skip -= 1;
+                if source.to_skip == 0 && source.read != source.fingerprint {
+                    self.flights.remove(&call);
+                    self.actions.push_back(Action::Drop(call));
+                    return self.other_items(step);
+                }
+                continue;
+            }
+            let number = known + source.unrecorded.0 as u64;
+            source.unrecorded.0 += 1;
+            source.unrecorded.1 += item.len();
+            self.outbox.item(step, number, item, source.read);
+        }
+        self.dirty.insert(step);
+    }
+
+    fn other_items(&mut self, step: usize) {
+        let known = self.steps[step].counts.items;
+        self.fail_step(
+            step,
+            format!(
+                "the stream was read again after an interruption and its first {known} items are not those it gave before; it must give the same items in the same order"
+            ),
+        );
+    }
+
+    /// The stream ended well.
+    pub(super) fn stream_ended(&mut self, call: CallId) {
+        let Some(flight) = self.flights.remove(&call) else { return };
+        let Work::Source(source) = &self.steps[flight.step].work else { return };
+        if source.to_skip > 0 {
+            return self.other_items(flight.step);
+        }
+        self.end_step(flight.step, StepState::Succeeded, String::new(), None);
+    }
+
+    /// The stream broke off.
+    pub(super) fn interrupted(&mut self, step: usize, code: i32, message: String) {
+        let Work::Source(source) = &mut self.steps[step].work else { return };
+        // Until the record is on disk, and then until its turn has come.
+        source.phase = Phase::Between;
+        let fresh = source.unrecorded.0 > 0;
+        let failures = if fresh { 1 } else { source.failures + 1 };
+        if self.may_reopen(step, failures, code) {
+            let at_ms = self.now.0;
+            let record = Record::Interrupted { at_ms, step: step as u32, code, message };
+            return self.outbox.push(record);
+        }
+        let code = super::apply::code_name(code);
+        let why = format!("the stream broke off {failures} times in a row: {code}: {message}");
+        self.fail_step(step, why);
+    }
+}
