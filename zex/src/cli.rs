@@ -6,7 +6,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::pipe;
+use crate::commands::{broker, brokers, call, pipe, services, up, workers};
 
 /// A ZeroMQ broker mesh with heartbeating workers, and a durable pipeline engine on top of it.
 ///
@@ -38,21 +38,34 @@ pub(crate) struct General {
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Commands {
+    Up(up::UpArgs),
     Pipe(pipe::PipeArgs),
+    Broker(broker::BrokerArgs),
+    Call(call::CallArgs),
+    Services(services::ServicesArgs),
+    Workers(workers::WorkersArgs),
+    Brokers(brokers::BrokersArgs),
 }
 
 impl Commands {
     /// Whether it runs until it is stopped: then its logs are its life, and not a disturbance.
     pub(crate) fn is_role(&self) -> bool {
         match self {
-            Self::Pipe(_) => true,
+            Self::Up(_) | Self::Pipe(_) | Self::Broker(_) => true,
+            Self::Call(_) | Self::Services(_) | Self::Workers(_) | Self::Brokers(_) => false,
         }
     }
 
     /// Does it.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
+            Self::Up(args) => up::run(args).await,
             Self::Pipe(args) => pipe::run(args).await,
+            Self::Broker(args) => broker::run(args).await,
+            Self::Call(args) => call::run(args).await,
+            Self::Services(args) => services::run(args).await,
+            Self::Workers(args) => workers::run(args).await,
+            Self::Brokers(args) => brokers::run(args).await,
         }
     }
 }

@@ -12,6 +12,7 @@
 //! - [`settings`]: where a setting comes from, and its reference page.
 //! - [`output`], [`failure`], [`logs`], [`stop`]: what all commands share: how they speak, fail
 //!   and end.
+//! - [`mesh`]: a whole mesh inside the process. [`reach`]: a client for commands that ask once.
 //!
 //! This crate decides nothing about the mesh or about pipelines: it starts what does.
 
@@ -19,9 +20,11 @@ mod cli;
 mod commands;
 mod failure;
 mod logs;
+mod mesh;
 mod methods;
 mod nearest;
 mod output;
+mod reach;
 mod settings;
 mod stop;
 

@@ -51,9 +51,13 @@ impl Table {
         self.rows.push(texts.into_iter().collect());
     }
 
-    /// Whether there are no rows.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+    /// Writes it; without rows, `nothing` for the person who asked, on stderr.
+    pub(crate) fn print_or(&self, nothing: &str) -> io::Result<()> {
+        if self.rows.is_empty() {
+            eprintln!("{nothing}");
+            return Ok(());
+        }
+        self.print()
     }
 
     /// Writes it.
@@ -98,7 +102,6 @@ mod tests {
     #[test]
     fn columns_line_up_and_numbers_stand_right() {
         let mut table = Table::new(["NAME", "#TASKS", "HOME"]);
-        assert!(table.is_empty());
         table.row(["a".into(), "5".into(), "b1".into()]);
         table.row(["longer".into(), "12345678".into(), "".into()]);
         let wanted = "NAME       TASKS  HOME\na              5  b1\nlonger  12345678\n";

@@ -5,9 +5,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// How long a role may take to drain, seconds: docker-compose kills after 15, and a shell is
-/// waited at by a person.
-pub(crate) const DRAIN_S: u64 = 10;
+/// How long a role may take to drain: docker-compose kills after 15 s, and a person waits.
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 /// What shells give for a process that SIGINT ended.
 const INTERRUPTED: i32 = 130;
 
@@ -41,12 +40,5 @@ impl Stop {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
-    }
-}
-
-/// Lets `draining` finish what is held; not longer than [`DRAIN_S`].
-pub(crate) async fn drain(what: &str, draining: impl Future<Output = ()>) {
-    if tokio::time::timeout(Duration::from_secs(DRAIN_S), draining).await.is_err() {
-        tracing::warn!("{what}: not drained after {DRAIN_S} s; what is left is given up");
     }
 }

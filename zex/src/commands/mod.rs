@@ -1,3 +1,10 @@
 //! The commands, one file each: its part of the command line, and what it does.
 
+pub(crate) mod broker;
+pub(crate) mod brokers;
+pub(crate) mod call;
+mod listing;
 pub(crate) mod pipe;
+pub(crate) mod services;
+pub(crate) mod up;
+pub(crate) mod workers;

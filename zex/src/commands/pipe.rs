@@ -2,6 +2,9 @@
 //!
 //! A pipe listens and nothing else: it is ready as soon as its ports are bound.
 
+use std::time::Duration;
+
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use zex_plumbing::{Context, Pipe, PipeSettings, StatePipeSettings};
@@ -10,6 +13,9 @@ use crate::output;
 use crate::settings::mesh::{Bind, InPipePorts, StatePipePorts, WorkerPipePorts};
 use crate::settings::name::Name;
 use crate::stop::Stop;
+
+/// How often a pipe is asked whether it is still there.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Run one pipe: it joins many peers to many brokers, and holds no work
 #[derive(Args, Debug)]
@@ -78,9 +84,19 @@ pub(crate) async fn run(args: PipeArgs) -> anyhow::Result<()> {
         }
     };
     say_ready(kind, &pipe, common.json)?;
-    stop.asked().await;
+    tokio::select! {
+        () = stop.asked() => {}
+        () = death(&pipe) => bail!("the {kind} pipe has ended by itself; its log says why"),
+    }
     pipe.stop();
     Ok(())
+}
+
+/// Returns only if the pipe ends by itself.
+async fn death(pipe: &Pipe) {
+    while pipe.is_running() {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 fn edge(role: &str, common: &Common, peers: u16, brokers: u16) -> anyhow::Result<PipeSettings> {

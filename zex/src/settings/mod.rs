@@ -19,3 +19,11 @@ pub(crate) mod mesh;
 pub(crate) mod name;
 #[cfg(test)]
 mod reference;
+
+use std::time::Duration;
+
+/// A duration of the command line: `500ms`, `10s`, `5m`, `2h`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let ms = zex_pipeline::definition::duration_ms(text).filter(|ms| *ms > 0);
+    ms.map(Duration::from_millis).ok_or_else(|| "write it as 500ms, 10s, 5m or 2h".to_owned())
+}

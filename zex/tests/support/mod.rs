@@ -44,7 +44,9 @@ impl Program {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
         let (sender, lines) = channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|l| sender.send(l)));
+        thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).try_for_each(|l| sender.send(l))
+        });
         let log = Arc::new(Mutex::new(String::new()));
         let (written, stderr) = (log.clone(), BufReader::new(child.stderr.take().unwrap()));
         thread::spawn(move || {
@@ -182,7 +184,8 @@ pub fn zex_with(args: &[&str], input: &str, environment: &[(&str, &str)]) -> Sai
         }
         thread::sleep(Duration::from_millis(5));
     };
-    let text = |thread: thread::JoinHandle<std::io::Result<String>>| thread.join().unwrap().unwrap();
+    let text =
+        |thread: thread::JoinHandle<std::io::Result<String>>| thread.join().unwrap().unwrap();
     Said { code: status.code().unwrap_or(-1), out: text(out), err: text(err) }
 }
 

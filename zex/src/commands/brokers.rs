@@ -1,0 +1,41 @@
+//! `zex brokers`: the brokers that the answering one hears. Also what health checks ask.
+
+use clap::Args;
+
+use super::listing::{Listing, json_lines};
+use crate::output::{Table, passed};
+use crate::reach::Reach;
+
+/// List the brokers of the mesh; fails when none answers
+#[derive(Args, Debug)]
+pub(crate) struct BrokersArgs {
+    #[command(flatten)]
+    listing: Listing,
+}
+
+/// Asks and prints.
+pub(crate) async fn run(BrokersArgs { listing }: BrokersArgs) -> anyhow::Result<()> {
+    let reach = Reach::connect(&listing.in_pipes)?;
+    let asked = reach.client.mesh().brokers().await;
+    let brokers = asked.map_err(|status| reach.explain(status))?.brokers;
+    if listing.json {
+        return json_lines("BrokerInfo", &brokers);
+    }
+    let mut table =
+        Table::new(["BROKER", "ID", "STATE", "#ASSIGNED", "#LAST HEARD", "#DRIFT", "#DROPPED"]);
+    for broker in brokers {
+        // Only the one that answers knows these of itself.
+        let own = |count: u64| if broker.answering { count.to_string() } else { String::new() };
+        let (drift, dropped) = (own(broker.drift), own(broker.dropped));
+        let state = match (broker.ready, broker.answering) {
+            (true, true) => "ready, answers",
+            (true, false) => "ready",
+            (false, _) => "not ready",
+        };
+        let heard = if broker.answering { String::new() } else { passed(broker.last_heard_ms) };
+        let assigned = broker.assigned.to_string();
+        table.row([broker.name, broker.id, state.into(), assigned, heard, drift, dropped]);
+    }
+    table.print()?;
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! `zex call`: one request to a service of the mesh, written and printed as JSON.
+//!
+//! ```text
+//!   SERVICE ─▶ zex.Descriptors, through the mesh ─▶ methods ─┬─ no METHOD: the list of them
+//!                                                            └─ JSON ─▶ call ─▶ JSON, a line each
+//! ```
+
+mod ez;
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use prost_reflect::MethodDescriptor;
+use serde_json::json;
+use zex_client::{Call, Client, Code, Status};
+use zex_spec::{DESCRIPTORS_METHOD, MESH_SERVICE};
+
+use crate::failure::CallFailed;
+use crate::methods::{self, Service};
+use crate::output::{self, Table};
+use crate::reach::{Reach, nobody};
+use crate::settings::mesh::InPipes;
+use crate::{nearest, settings};
+
+/// How long to wait for the descriptors of a service: its worker has them at hand.
+const DESCRIPTORS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Call a method of a service, or list a service's methods
+///
+/// The request is JSON and so is the reply: one line, or one for every message of a stream. The
+/// exit code is 0, or 64 + the gRPC code that the call ended with.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  zex call example.v1.Users                          what can be called
+  zex call example.v1.Users/Get '{\"id\": 7}'
+  zex call example.v1.Users/List '{\"limit\": 3}'      a stream: a line a message
+  zex call --ez TEST_SERVICE /echo hello             the protocol of 2020: frames, no JSON")]
+pub(crate) struct CallArgs {
+    /// What to call: pkg.Service/Method; or pkg.Service alone, to see its methods
+    #[arg(value_name = "SERVICE/METHOD")]
+    target: String,
+    /// The request, `-` to read it from stdin; an empty message if not given. With --ez the frames
+    #[arg(value_name = "JSON")]
+    input: Vec<String>,
+    /// How long the call may take, as 500ms, 10s, 5m
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = settings::duration)]
+    deadline: Duration,
+    /// Wait for a worker until the deadline instead of failing when there is none
+    #[arg(long)]
+    wait: bool,
+    /// Running it twice does no harm: the mesh may give it to a second worker if the first dies
+    #[arg(long)]
+    idempotent: bool,
+    /// Speak the protocol of 2020
+    #[arg(long, conflicts_with_all = ["wait", "idempotent", "json"])]
+    ez: bool,
+    /// The list of methods as JSON, one a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    in_pipes: InPipes,
+}
+
+/// Calls and prints.
+pub(crate) async fn run(args: CallArgs) -> anyhow::Result<()> {
+    if args.ez {
+        let endpoints = args.in_pipes.for_clients()?;
+        return ez::run(&endpoints, &args.target, &args.input, args.deadline).await;
+    }
+    let until = Instant::now() + args.deadline;
+    let reach = Reach::connect(&args.in_pipes)?;
+    let (service, method) = match args.target.split_once('/') {
+        Some((service, method)) => (service, Some(method)),
+        None => (args.target.as_str(), None),
+    };
+    let found = describe(&reach, service, args.wait, args.deadline).await?;
+    let Some(method) = method.filter(|method| !method.is_empty()) else {
+        return list(&found, args.json);
+    };
+    let method =
+        found.method(method).map_err(|said| CallFailed(Status::new(Code::Unimplemented, said)))?;
+    if method.is_client_streaming() {
+        let text = format!(
+            "{}/{} takes a stream of requests; `zex call` makes unary calls and server streams",
+            service,
+            method.name()
+        );
+        return Err(CallFailed(Status::new(Code::Unimplemented, text)).into());
+    }
+    let body = methods::encode(&method.input(), &request(&args.input)?)
+        .map_err(|said| CallFailed(Status::new(Code::InvalidArgument, said)))?;
+    let call = Call::new(service, method.name(), body)
+        .deadline(until.saturating_duration_since(Instant::now()))
+        .wait_for_worker(args.wait)
+        .idempotent(args.idempotent);
+    make(&reach.client, call, &method).await
+}
+
+/// The text of the request.
+fn request(input: &[String]) -> anyhow::Result<String> {
+    match input {
+        [] => Ok("{}".to_owned()),
+        [dash] if dash == "-" => {
+            std::io::read_to_string(std::io::stdin()).context("reading the request from stdin")
+        }
+        [json] => Ok(json.clone()),
+        [_, more, ..] => Err(CallFailed::invalid(format!(
+            "one request was expected, and there is also {more}; quote the JSON as one argument"
+        ))),
+    }
+}
+
+/// The service by its descriptors, from one of its workers.
+async fn describe(
+    reach: &Reach,
+    service: &str,
+    wait: bool,
+    deadline: Duration,
+) -> anyhow::Result<Service> {
+    let deadline = if wait { deadline } else { deadline.min(DESCRIPTORS_DEADLINE) };
+    let call = Call::new(service, DESCRIPTORS_METHOD, "").idempotent(true);
+    let call = call.wait_for_worker(wait).deadline(deadline);
+    match reach.client.unary(call).await {
+        Ok(descriptors) => Service::read(service, &descriptors),
+        Err(status) => Err(CallFailed(explain(reach, service, status).await).into()),
+    }
+}
+
+/// Why a service does not tell what it offers: no mesh, no worker, or a worker that cannot.
+async fn explain(reach: &Reach, service: &str, status: Status) -> Status {
+    match status.code {
+        Code::Unavailable | Code::DeadlineExceeded => {}
+        Code::Unimplemented => {
+            let text = format!("{service} hands out no descriptors, so there is no JSON for it");
+            return Status::new(Code::Unimplemented, text);
+        }
+        _ => return status,
+    }
+    let Ok(known) = reach.client.mesh().services().await else {
+        return Status::new(Code::Unavailable, nobody(&reach.endpoints));
+    };
+    let names: Vec<_> = known.services.iter().map(|known| known.name.as_str()).collect();
+    if names.contains(&service) {
+        return status;
+    }
+    let near = nearest::hint(service, names.into_iter().chain([MESH_SERVICE]));
+    let text = format!("no worker serves {service}{near} (`zex services` lists what there is)");
+    Status::new(status.code, text)
+}
+
+fn list(service: &Service, json: bool) -> anyhow::Result<()> {
+    let mut table = Table::new(["METHOD", "KIND", "REQUEST", "REPLY"]);
+    for method in service.methods() {
+        let (request, reply) = (method.input(), method.output());
+        let (request, reply) = (request.full_name(), reply.full_name());
+        let (name, kind) = (method.name(), methods::kind(&method));
+        if json {
+            let line = json!({"method": name, "kind": kind, "request": request, "reply": reply});
+            output::json(&line)?;
+        }
+        table.row([name, kind, request, reply].map(str::to_owned));
+    }
+    if !json {
+        table.print_or("it has no methods")?;
+    }
+    Ok(())
+}
+
+/// Makes the call and prints what comes back as it comes.
+async fn make(client: &Client, call: Call, method: &MethodDescriptor) -> anyhow::Result<()> {
+    let reply = method.output();
+    if !method.is_server_streaming() {
+        let body = client.unary(call).await.map_err(CallFailed)?;
+        output::json(&methods::decode(&reply, &body)?)?;
+        return Ok(());
+    }
+    let mut replies = client.server_stream(call).await.map_err(CallFailed)?;
+    while let Some(body) = replies.next().await {
+        output::json(&methods::decode(&reply, &body.map_err(CallFailed)?)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! `zex workers`: the live workers, and what they have to do.
+
+use clap::Args;
+
+use super::listing::{Listing, json_lines};
+use crate::output::{Table, passed};
+use crate::reach::Reach;
+
+/// Digits of a worker's id that are shown to people: enough to tell workers apart.
+const ID_DIGITS: usize = 8;
+
+/// List the live workers with their tasks
+#[derive(Args, Debug)]
+pub(crate) struct WorkersArgs {
+    #[command(flatten)]
+    listing: Listing,
+}
+
+/// Asks and prints.
+pub(crate) async fn run(WorkersArgs { listing }: WorkersArgs) -> anyhow::Result<()> {
+    let reach = Reach::connect(&listing.in_pipes)?;
+    let asked = reach.client.mesh().workers().await;
+    let workers = asked.map_err(|status| reach.explain(status))?.workers;
+    if listing.json {
+        return json_lines("WorkerInfo", &workers);
+    }
+    let mut table = Table::new([
+        "WORKER",
+        "ID",
+        "DIALECT",
+        "#ASSIGNED",
+        "#IN FLIGHT",
+        "#CAPACITY",
+        "#LAST BEAT",
+        "SERVICES",
+    ]);
+    for worker in workers {
+        table.row([
+            worker.name,
+            worker.id.chars().take(ID_DIGITS).collect(),
+            worker.dialect,
+            worker.assigned.to_string(),
+            worker.in_flight.to_string(),
+            worker.capacity.to_string(),
+            passed(worker.last_beat_ms),
+            worker.services.join(", "),
+        ]);
+    }
+    table.print_or("no worker is there; attach one with `zex adapter http://host:port`")?;
+    Ok(())
+}

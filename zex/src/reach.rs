@@ -1,0 +1,39 @@
+//! A client of the mesh for commands that ask once: connected, and with the words for when nobody
+//! answers.
+
+use zex_client::{Client, ClientOptions, Code, Status};
+
+use crate::settings::mesh::InPipes;
+
+/// The mesh as a command sees it.
+pub(crate) struct Reach {
+    pub(crate) client: Client,
+    pub(crate) endpoints: Vec<String>,
+}
+
+impl Reach {
+    /// Connects; whether anybody is there, the first question shows.
+    pub(crate) fn connect(in_pipes: &InPipes) -> anyhow::Result<Self> {
+        let endpoints = in_pipes.for_clients()?;
+        let client = Client::connect(&endpoints, ClientOptions::default())?;
+        Ok(Self { client, endpoints })
+    }
+
+    /// What to say when a question to the mesh itself fails.
+    pub(crate) fn explain(&self, status: Status) -> anyhow::Error {
+        match status.code {
+            Code::Unavailable | Code::DeadlineExceeded => {
+                anyhow::Error::msg(nobody(&self.endpoints))
+            }
+            _ => status.into(),
+        }
+    }
+}
+
+/// Nobody answers, and what to do.
+pub(crate) fn nobody(endpoints: &[String]) -> String {
+    let endpoints = endpoints.join(", ");
+    format!(
+        "no mesh answers at {endpoints}; start one with `zex up`, or say where it is with --in-pipe"
+    )
+}

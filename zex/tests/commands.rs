@@ -1,0 +1,188 @@
+//! The commands against a mesh in one process: what they print, how they fail, how it ends.
+
+#[allow(unreachable_pub)]
+mod support;
+
+use std::time::Duration;
+
+use support::{Mesh, PATIENCE, Program, zex, zex_with};
+
+/// How long a mesh with nothing to finish may take to stop.
+const STOP: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_mesh_comes_up_answers_and_stops() {
+    let mut mesh = Mesh::up(&["--brokers", "3"]);
+    assert_eq!(mesh.ready["brokers"].as_array().unwrap().len(), 3);
+
+    let brokers = mesh.zex(&["brokers", "--json"]).json();
+    assert_eq!(brokers.len(), 3, "{brokers:?}");
+    assert!(brokers.iter().all(|broker| broker["ready"] == true), "{brokers:?}");
+    assert_eq!(brokers.iter().filter(|broker| broker["answering"] == true).count(), 1);
+
+    let table = mesh.zex(&["brokers"]);
+    assert!(table.out.starts_with("BROKER "), "{}", table.out);
+    assert_eq!((table.code, table.out.lines().count()), (0, 4));
+
+    let none = mesh.zex(&["workers"]);
+    assert_eq!((none.code, none.out.as_str()), (0, ""));
+    assert!(none.err.contains("zex adapter"), "{}", none.err);
+
+    let methods = mesh.zex(&["call", "zex.Mesh", "--json"]).json();
+    let names: Vec<_> = methods.iter().map(|method| method["method"].as_str().unwrap()).collect();
+    assert_eq!(names, ["Services", "Workers", "Brokers"]);
+    let called = mesh.zex(&["call", "zex.Mesh/Brokers"]).json();
+    assert_eq!(called[0]["brokers"].as_array().unwrap().len(), 3);
+
+    assert_eq!(mesh.program.stop(STOP).code(), Some(0), "{}", mesh.program.log());
+}
+
+#[test]
+fn a_call_that_fails_says_why_and_exits_with_its_code() {
+    let mesh = Mesh::up(&["--brokers", "1"]);
+    let table: &[(&[&str], i32, &str)] = &[
+        (
+            &["zex.Mesh/Broker"],
+            76,
+            "UNIMPLEMENTED: zex.Mesh has no method Broker; did you mean `Brokers`?",
+        ),
+        (
+            &["zex.Mash/Brokers"],
+            78,
+            "UNAVAILABLE: no worker serves zex.Mash; did you mean `zex.Mesh`?",
+        ),
+        (&["zex.Mesh/Brokers", r#"{"brokr": 1}"#], 67, "INVALID_ARGUMENT: zex.BrokersRequest: "),
+        (&["zex.Mesh/Brokers", "{", "}"], 67, "INVALID_ARGUMENT: one request was expected"),
+        (&["--wait", "--deadline", "300ms", "a.B/C"], 68, "DEADLINE_EXCEEDED: "),
+        (&["--ez", "TEST_SERVICE", "/echo", "x"], 78, "TEST_SERVICE"),
+        (&["--deadline", "soon", "a.B/C"], 2, "write it as 500ms"),
+    ];
+    for (args, code, wanted) in table {
+        let said = mesh.zex(&[&["call"], *args].concat());
+        assert_eq!(said.code, *code, "{args:?}: {}", said.err);
+        assert!(said.err.contains(wanted), "{args:?}: {}", said.err);
+        assert_eq!(said.out, "");
+    }
+    let piped = ["call", "zex.Mesh/Brokers", "-", "--in-pipe", mesh.endpoint("in_pipe")];
+    assert_eq!(zex_with(&piped, "{}", &[]).json()[0]["brokers"].as_array().unwrap().len(), 1);
+    assert_eq!(zex_with(&piped, "{]", &[]).code, 67);
+}
+
+#[test]
+fn without_a_mesh_every_command_says_what_to_do() {
+    // A port that was free a moment ago, and a pipe whose brokers nobody has started.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut pipe =
+        Program::zex(&["pipe", "in", "--in-pipe-port=0", "--in-pipe-broker-port=0", "--json"]);
+    let lonely = pipe.json()["clients"].as_str().unwrap().to_owned();
+    for endpoint in [format!("tcp://{free}"), lonely] {
+        for command in ["services", "workers", "brokers"] {
+            let said = zex(&[command, "--in-pipe", &endpoint]);
+            assert_eq!((said.code, said.out.as_str()), (1, ""));
+            let wanted = format!("error: no mesh answers at {endpoint}; start one with `zex up`");
+            assert!(said.err.starts_with(&wanted), "{}", said.err);
+            assert_eq!(said.err.lines().count(), 1, "{}", said.err);
+        }
+        let call = zex(&["call", "a.B/C", "--in-pipe", &endpoint]);
+        assert_eq!(call.code, 78, "{}", call.err);
+        assert!(call.err.contains("no mesh answers at"), "{}", call.err);
+    }
+    assert_eq!(pipe.stop(STOP).code(), Some(0));
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let mesh = Mesh::up(&["--brokers", "1"]);
+    let port = mesh.endpoint("in_pipe").rsplit(':').next().unwrap();
+    let mut second =
+        Program::zex(&["pipe", "in", "--in-pipe-port", port, "--in-pipe-broker-port=0"]);
+    assert_eq!(second.ended(PATIENCE).code(), Some(1));
+    let log = second.log();
+    let wanted = format!("error: cannot listen on tcp://127.0.0.1:{port}: ");
+    assert!(log.lines().any(|line| line.starts_with(&wanted)), "{log}");
+}
+
+#[test]
+fn settings_come_from_file_environment_and_flags() {
+    let mesh = Mesh::up(&["--brokers", "1"]);
+    let (right, wrong) = (mesh.endpoint("in_pipe"), "tcp://127.0.0.1:1");
+    let port = right.rsplit(':').next().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("zex.yaml");
+    let path = file.to_str().unwrap();
+    let run = |text: &str, environment: &[(&str, &str)], flags: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        let args = [&["brokers", "--json", "--config", path], flags].concat();
+        zex_with(&args, "", environment)
+    };
+    let good = |text: &str, environment: &[(&str, &str)], flags: &[&str]| {
+        assert_eq!(run(text, environment, flags).json().len(), 1);
+    };
+    good(&format!("in_pipe: [\"{right}\"]\n"), &[], &[]);
+    good(&format!("in_pipe: \"{wrong}\"\n"), &[("ZEX_IN_PIPE", right)], &[]);
+    good("in_pipe_port: 1\n", &[("IN_PIPE_PORT_A", port), ("IN_PIPE_HOST", "localhost")], &[]);
+    good("", &[("IN_PIPE_PORT_A", "1"), ("ZEX_IN_PIPE_PORT", port)], &[]);
+    good("", &[("ZEX_IN_PIPE", wrong)], &["--in-pipe", right]);
+    assert_eq!(run("in_pipe_prot: 1\n", &[], &[]).code, 1);
+    let refused = run("in_pipe_port: many\n", &[], &[]);
+    assert_eq!(refused.code, 2);
+    assert!(refused.err.contains(&format!("The value comes from {path}.")), "{}", refused.err);
+}
+
+#[test]
+fn one_role_a_process_makes_the_same_mesh() {
+    let mut in_pipe =
+        Program::zex(&["pipe", "in", "--json", "--in-pipe-port=0", "--in-pipe-broker-port=0"]);
+    let mut worker_pipe = Program::zex(&[
+        "pipe",
+        "worker",
+        "--json",
+        "--worker-pipe-port=0",
+        "--worker-pipe-broker-port=0",
+    ]);
+    let mut state_pipe = Program::zex(&[
+        "pipe",
+        "state",
+        "--json",
+        "--state-pipe-port=0",
+        "--state-pipe-publish-port=0",
+    ]);
+    let port = |line: &serde_json::Value, side: &str| {
+        line[side].as_str().unwrap().rsplit(':').next().unwrap().to_owned()
+    };
+    let (front, state, back) = (in_pipe.json(), state_pipe.json(), worker_pipe.json());
+    let flags = [
+        format!("--in-pipe-broker-port={}", port(&front, "brokers")),
+        format!("--state-pipe-port={}", port(&state, "brokers")),
+        format!("--state-pipe-publish-port={}", port(&state, "publish")),
+        format!("--worker-pipe-broker-port={}", port(&back, "brokers")),
+        "--json".to_owned(),
+    ];
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let start =
+        |name: &'static str| Program::zex(&[&["broker", "--name", name], &flags[..]].concat());
+    let (mut one, mut two) = (start("one"), start("two"));
+    assert_eq!(
+        (one.json()["name"].as_str(), two.json()["name"].as_str()),
+        (Some("one"), Some("two"))
+    );
+
+    let endpoint = front["clients"].as_str().unwrap();
+    let names = || {
+        let mut names: Vec<_> = zex(&["brokers", "--json", "--in-pipe", endpoint])
+            .json()
+            .iter()
+            .map(|broker| broker["name"].as_str().unwrap().to_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    support::until("both brokers hear each other", PATIENCE, || {
+        (names() == ["one", "two"]).then_some(())
+    });
+    assert_eq!(one.stop(STOP).code(), Some(0), "{}", one.log());
+    support::until("the drained broker is gone", PATIENCE, || (names() == ["two"]).then_some(()));
+    for mut program in [two, in_pipe, worker_pipe, state_pipe] {
+        assert_eq!(program.stop(STOP).code(), Some(0), "{}", program.log());
+    }
+}
