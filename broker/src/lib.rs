@@ -8,6 +8,8 @@
 //!
 //! It decides nothing: who gets what is the core's. Used by `zex broker`, `zex up` and the tests.
 
+mod local;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -16,6 +18,8 @@ use std::time::{Duration, Instant};
 use zex_core::mesh::{Action, Event, Link, Mesh, Settings};
 use zex_plumbing::{Clock, Context, Handle, Mailbox, Sent, Socket, epoch_now, mailbox, wait};
 use zex_spec::{BrokerId, Incarnation, Malformed, Packet};
+
+pub use local::{LocalEndpoints, LocalMesh};
 
 /// Messages taken from one socket before the next gets its turn: long enough to send answers in
 /// bursts, short enough that beats are not kept waiting.

@@ -1,0 +1,165 @@
+//! A whole mesh inside one process: one pipe of each kind and any number of brokers.
+//!
+//! ```text
+//!   clients ─▶ [in pipe] ◀── broker-1 … broker-N ──▶ [worker pipe] ◀─ workers
+//!                              └── [state pipe] ──┘
+//! ```
+//!
+//! The same sockets as with a process for each role, so others can join it. Used by `zex up`, and
+//! by the tests of everything that needs a mesh.
+
+use std::time::Duration;
+
+use zex_core::mesh::Settings;
+use zex_plumbing::{Context, Pipe, PipeSettings, StatePipeSettings};
+
+use crate::{Broker, BrokerSettings, Error};
+
+/// Where the pipes of a local mesh listen.
+#[derive(Debug, Clone)]
+pub struct LocalEndpoints {
+    /// For clients.
+    pub in_pipe: String,
+    /// For brokers.
+    pub in_pipe_brokers: String,
+    /// Where brokers speak.
+    pub state_pipe: String,
+    /// Where brokers listen.
+    pub state_pipe_publish: String,
+    /// For workers.
+    pub worker_pipe: String,
+    /// For brokers.
+    pub worker_pipe_brokers: String,
+}
+
+impl Default for LocalEndpoints {
+    /// Ports of loopback that the system picks.
+    fn default() -> Self {
+        let any = || "tcp://127.0.0.1:0".to_owned();
+        Self {
+            in_pipe: any(),
+            in_pipe_brokers: any(),
+            state_pipe: any(),
+            state_pipe_publish: any(),
+            worker_pipe: any(),
+            worker_pipe_brokers: any(),
+        }
+    }
+}
+
+/// A running mesh. Dropping it stops everything at once.
+pub struct LocalMesh {
+    context: Context,
+    in_pipe: Pipe,
+    state_pipe: Pipe,
+    worker_pipe: Pipe,
+    brokers: Vec<(String, Broker)>,
+}
+
+impl LocalMesh {
+    /// Binds the pipes and starts so many brokers, `broker-1` and so on. They are ready a second
+    /// later; calls made before wait for them.
+    ///
+    /// # Errors
+    /// [`Error`] if an endpoint is taken or malformed.
+    pub fn start(brokers: u8, at: LocalEndpoints) -> Result<Self, Error> {
+        let context = Context::new();
+        let edge = |name: &str, peers_endpoint, brokers_endpoint| PipeSettings {
+            name: name.to_owned(),
+            peers_endpoint,
+            brokers_endpoint,
+        };
+        let in_pipe = edge("in-pipe", at.in_pipe, at.in_pipe_brokers);
+        let worker_pipe = edge("worker-pipe", at.worker_pipe, at.worker_pipe_brokers);
+        let state_pipe = StatePipeSettings {
+            name: "state-pipe".to_owned(),
+            brokers_endpoint: at.state_pipe,
+            publish_endpoint: at.state_pipe_publish,
+        };
+        let mut mesh = Self {
+            in_pipe: Pipe::start_in(&context, &in_pipe)?,
+            state_pipe: Pipe::start_state(&context, &state_pipe)?,
+            worker_pipe: Pipe::start_worker(&context, &worker_pipe)?,
+            context,
+            brokers: Vec::new(),
+        };
+        for number in 1..=brokers {
+            mesh.add_broker(format!("broker-{number}"))?;
+        }
+        Ok(mesh)
+    }
+
+    /// One broker more.
+    ///
+    /// # Errors
+    /// [`Error`] if the system has no sockets or threads left.
+    pub fn add_broker(&mut self, name: String) -> Result<(), Error> {
+        let state = self.state_pipe.front_endpoint();
+        let publishes = self.state_pipe.back_endpoint();
+        let settings = BrokerSettings {
+            name: name.clone(),
+            in_pipes: vec![reachable(self.in_pipe.back_endpoint())],
+            worker_pipes: vec![reachable(self.worker_pipe.back_endpoint())],
+            state_pipes: vec![(reachable(state), reachable(publishes))],
+            bounds: Settings::default(),
+        };
+        let broker = Broker::start(&self.context, settings)?;
+        self.brokers.push((name, broker));
+        Ok(())
+    }
+
+    /// The context that its sockets share, for clients and workers of the same process.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Where clients of this process connect.
+    pub fn for_clients(&self) -> String {
+        reachable(self.in_pipe.front_endpoint())
+    }
+
+    /// Where workers of this process connect.
+    pub fn for_workers(&self) -> String {
+        reachable(self.worker_pipe.front_endpoint())
+    }
+
+    /// Where it really listens: port 0 has become a number.
+    pub fn endpoints(&self) -> LocalEndpoints {
+        LocalEndpoints {
+            in_pipe: self.in_pipe.front_endpoint().to_owned(),
+            in_pipe_brokers: self.in_pipe.back_endpoint().to_owned(),
+            state_pipe: self.state_pipe.front_endpoint().to_owned(),
+            state_pipe_publish: self.state_pipe.back_endpoint().to_owned(),
+            worker_pipe: self.worker_pipe.front_endpoint().to_owned(),
+            worker_pipe_brokers: self.worker_pipe.back_endpoint().to_owned(),
+        }
+    }
+
+    /// Its brokers with their names.
+    pub fn brokers(&self) -> &[(String, Broker)] {
+        &self.brokers
+    }
+
+    /// Takes a broker out as if it were killed: no drain, no goodbye. False if there is none of
+    /// this name.
+    pub fn kill_broker(&mut self, name: &str) -> bool {
+        let at = self.brokers.iter().position(|(known, _)| known == name);
+        at.map(|at| self.brokers.remove(at).1.stop()).is_some()
+    }
+
+    /// Lets the brokers finish what they hold, then stops everything. False if they were not done
+    /// within `patience`. Blocks.
+    pub fn drain(mut self, patience: Duration) -> bool {
+        let drains = self
+            .brokers
+            .drain(..)
+            .map(|(_, broker)| std::thread::spawn(move || broker.drain(patience)));
+        let drains: Vec<_> = drains.collect();
+        drains.into_iter().all(|drain| drain.join().unwrap_or(false))
+    }
+}
+
+/// An endpoint to connect to: what listens everywhere is reached at loopback.
+fn reachable(endpoint: &str) -> String {
+    endpoint.replace("//0.0.0.0:", "//127.0.0.1:").replace("//*:", "//127.0.0.1:")
+}

@@ -1,0 +1,149 @@
+//! The adapter itself: what the follower says of the target becomes what the worker serves.
+//!
+//! ```text
+//!   Follower ─ Offer ─▶ differ ─ serve, withdraw ─▶ worker ◀──▶ mesh
+//!                                                     │ a call
+//!                                   line ◀── handler ◀┘
+//! ```
+//!
+//! A service that is gone or not well is withdrawn, so the mesh says `UNAVAILABLE` at once or uses
+//! another adapter; when it is back it is served again, with the descriptors of that moment.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+use zex_spec::{Code, Status};
+use zex_worker::{Handler, Replies, Request, WorkerBuilder, WorkerError, WorkerHandle, handler};
+
+use crate::call;
+use crate::follow::{Follower, Offer};
+use crate::reflection::{Catalogue, Kind};
+use crate::target::{Line, Target};
+
+/// A running adapter. Dropping it drains its worker.
+pub struct Adapter {
+    worker: WorkerHandle,
+    task: JoinHandle<()>,
+}
+
+impl Adapter {
+    /// Joins the mesh as `worker` and serves whatever the target offers, from now on. That the
+    /// target is not there is no error: it is waited for.
+    ///
+    /// # Errors
+    /// [`WorkerError`] if the worker cannot start.
+    pub fn start(target: Target, worker: WorkerBuilder) -> Result<Self, WorkerError> {
+        let worker = worker.start()?;
+        let follower = Follower::start(target);
+        let task = tokio::spawn(follow(follower, worker.clone()));
+        Ok(Self { worker, task })
+    }
+
+    /// The worker that stands for the target in the mesh.
+    pub fn worker(&self) -> &WorkerHandle {
+        &self.worker
+    }
+
+    /// Takes no more work, finishes what it holds, says goodbye.
+    pub async fn drain(self, timeout: Duration) {
+        self.task.abort();
+        self.worker.drain(timeout).await;
+    }
+}
+
+impl Drop for Adapter {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What is served now: the line and the descriptors that its handler was made with.
+type Served = BTreeMap<String, (u64, Bytes)>;
+
+async fn follow(follower: Follower, worker: WorkerHandle) {
+    let mut offers = follower.offers();
+    let mut served = Served::new();
+    loop {
+        let offer = offers.borrow_and_update().clone();
+        if let Err(error) = apply(&offer, &worker, &mut served) {
+            tracing::warn!(%error, "the adapter ends");
+            return;
+        }
+        if offers.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Makes the worker serve what the offer names, and no more.
+fn apply(offer: &Offer, worker: &WorkerHandle, served: &mut Served) -> Result<(), WorkerError> {
+    let mut wanted = Served::new();
+    match offer {
+        Offer::Away { why } => tracing::info!(why, "no service to adapt"),
+        Offer::There { catalogue, serving, line, line_number } => {
+            for (service, why) in &catalogue.left_out {
+                tracing::warn!(service, why, "left out");
+            }
+            let there = serving.iter().filter_map(|name| catalogue.services.get_key_value(name));
+            for (name, service) in there {
+                let now = (*line_number, service.descriptors.clone());
+                if served.get(name) != Some(&now) {
+                    let handler = calls(Arc::clone(catalogue), line.clone());
+                    worker.serve_described(name.clone(), service.descriptors.clone(), handler)?;
+                    tracing::info!(service = name, methods = service.methods.len(), "serving");
+                }
+                wanted.insert(name.clone(), now);
+            }
+        }
+    }
+    for gone in served.keys().filter(|name| !wanted.contains_key(*name)) {
+        worker.withdraw(gone.clone())?;
+        tracing::info!(service = gone, "withdrawn");
+    }
+    *served = wanted;
+    Ok(())
+}
+
+/// A handler that passes calls on to the line.
+fn calls(catalogue: Arc<Catalogue>, line: Line) -> Handler {
+    handler(move |request: Request, replies: Replies| {
+        let (catalogue, line) = (Arc::clone(&catalogue), line.clone());
+        async move { pass_on(&catalogue, &line, request, &replies).await }
+    })
+}
+
+async fn pass_on(
+    catalogue: &Catalogue,
+    line: &Line,
+    request: Request,
+    replies: &Replies,
+) -> Result<Bytes, Status> {
+    let Request { service, method, body, deadline, streaming, .. } = request;
+    let known = catalogue.services.get(&service).and_then(|known| known.methods.get(&method));
+    let Some(known) = known else {
+        return Err(refused(format!("{service} has no method {method}")));
+    };
+    match (known.kind, streaming) {
+        (Kind::Unary, _) => call::unary(line, &known.path, body, deadline).await,
+        (Kind::ServerStream, true) => {
+            let mut messages = call::server_stream(line, &known.path, body, deadline).await?;
+            while let Some(message) = messages.next().await? {
+                replies.send(message).await?;
+            }
+            Ok(Bytes::new())
+        }
+        (Kind::ServerStream, false) => {
+            Err(refused(format!("{service}/{method} answers with a stream; call it as one")))
+        }
+        (Kind::ClientStream | Kind::BidiStream, _) => {
+            Err(refused(format!("{service}/{method} takes a stream, which is not carried yet")))
+        }
+    }
+}
+
+fn refused(text: String) -> Status {
+    Status::new(Code::Unimplemented, text)
+}
