@@ -129,7 +129,7 @@ def main():
             script = Script(client, options)
             script.run()
     except (zex.Error, ValueError) as error:
-        print(f"{options.in_pipe}: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1 if isinstance(error, zex.Error) else 2
     print(f"{script.answered} answered, {script.failed} failed", file=sys.stderr)
     return 1 if script.failed else 0

@@ -137,7 +137,7 @@ def test_a_stream_whose_broker_dies_ends_and_does_not_hang(apart):
             yield b"x"
 
     with zex.Client(apart.in_pipe) as client, serving(apart, client, worker):
-        stream = client.stream("test.Stream", "Endless", b"", 30)
+        stream = client.stream("test.Stream", "Endless", b"", 10)
         assert next(stream) == b"x"
         services = Reflection(client).call("zex.Mesh", "Services").services
         (home,) = [service.home for service in services if service.name == "test.Stream"]

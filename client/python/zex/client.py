@@ -347,7 +347,10 @@ class Client(Loop):
 
     def _look_at(self, pending: Pending, now: float) -> None:
         if now >= pending.deadline:
-            self._end(pending, Error(Code.DEADLINE_EXCEEDED, "no answer by the deadline"))
+            text = "no answer by the deadline"
+            if pending.paused:
+                text += f": {self._no_broker(pending).message}"
+            self._end(pending, Error(Code.DEADLINE_EXCEEDED, text))
         elif pending.receiver is not None:
             silent = pending.receiver.heard_at + _SILENCE_S
             if now >= silent:
