@@ -6,7 +6,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{broker, brokers, call, pipe, services, up, workers};
+use crate::commands::{adapter, broker, brokers, call, pipe, services, up, workers};
 
 /// A ZeroMQ broker mesh with heartbeating workers, and a durable pipeline engine on top of it.
 ///
@@ -41,6 +41,7 @@ pub(crate) enum Commands {
     Up(up::UpArgs),
     Pipe(pipe::PipeArgs),
     Broker(broker::BrokerArgs),
+    Adapter(adapter::AdapterArgs),
     Call(call::CallArgs),
     Services(services::ServicesArgs),
     Workers(workers::WorkersArgs),
@@ -51,7 +52,7 @@ impl Commands {
     /// Whether it runs until it is stopped: then its logs are its life, and not a disturbance.
     pub(crate) fn is_role(&self) -> bool {
         match self {
-            Self::Up(_) | Self::Pipe(_) | Self::Broker(_) => true,
+            Self::Up(_) | Self::Pipe(_) | Self::Broker(_) | Self::Adapter(_) => true,
             Self::Call(_) | Self::Services(_) | Self::Workers(_) | Self::Brokers(_) => false,
         }
     }
@@ -62,6 +63,7 @@ impl Commands {
             Self::Up(args) => up::run(args).await,
             Self::Pipe(args) => pipe::run(args).await,
             Self::Broker(args) => broker::run(args).await,
+            Self::Adapter(args) => adapter::run(args).await,
             Self::Call(args) => call::run(args).await,
             Self::Services(args) => services::run(args).await,
             Self::Workers(args) => workers::run(args).await,
