@@ -51,7 +51,20 @@ impl RunState {
         }
     }
 
-    /// Its name, for people.
+    /// The state with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let all = [
+            Self::Recorded,
+            Self::Scheduled,
+            Self::Running,
+            Self::Succeeded,
+            Self::Failed,
+            Self::Cancelled,
+        ];
+        all.into_iter().find(|state| state.name() == name)
+    }
+
+    /// Its name, for people and for stores.
     pub fn name(self) -> &'static str {
         match self {
             Self::Recorded => "recorded",
@@ -122,6 +135,7 @@ mod tests {
                 assert_eq!(from.may_become(next), to.contains(&next), "{from:?} → {next:?}");
             }
             assert_eq!(from.is_end(), to.is_empty(), "{from:?}");
+            assert_eq!(RunState::from_name(from.name()), Some(*from));
         }
     }
 }

@@ -1,0 +1,2 @@
+//! The scheduler of the mesh.
+pub mod store;

@@ -1,0 +1,198 @@
+//! What every store has to do, run against each of them.
+
+use std::future::Future;
+
+use super::*;
+
+/// Runs a check against every store.
+fn every_store<Checked: Future<Output = ()>>(check: impl Fn(SharedStore) -> Checked) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(check(Arc::new(MemoryStore::default())));
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite =
+        SqliteStore::open(folder.path().join("zex.db"), &SqliteOptions::default()).unwrap();
+    runtime.block_on(check(Arc::new(sqlite)));
+}
+
+pub(super) fn record(text: &str, event: bool) -> NewRecord {
+    NewRecord { body: text.as_bytes().to_vec(), event }
+}
+
+pub(super) fn new_run(id: &str, key: u8) -> NewRun {
+    NewRun {
+        id: id.to_owned(),
+        name: "pipeline".to_owned(),
+        definition: "name: pipeline".to_owned(),
+        parameters_json: "{}".to_owned(),
+        descriptors: vec![DescriptorId([1; 16]), DescriptorId([2; 16])],
+        request_key: [key; 16],
+        created_ms: 5,
+        state: RunState::Running,
+        records: vec![record("a", true), record("b", false)],
+    }
+}
+
+pub(super) fn more(run: &str, epoch: u64, after: u64, records: &[&str]) -> Append {
+    let records = records.iter().map(|text| record(text, false)).collect();
+    Append { run: run.to_owned(), epoch, after, records, state: None }
+}
+
+async fn read(
+    store: &SharedStore,
+    after: u64,
+    events: bool,
+    max_bytes: usize,
+) -> Vec<(u64, String)> {
+    let query = ReadQuery { run: "r1".to_owned(), after, events, max_bytes };
+    let page = store.read(query).await.unwrap();
+    page.into_iter().map(|(seq, body)| (seq, String::from_utf8(body.to_vec()).unwrap())).collect()
+}
+
+fn pairs(pairs: &[(u64, &str)]) -> Vec<(u64, String)> {
+    pairs.iter().map(|(seq, text)| (*seq, (*text).to_owned())).collect()
+}
+
+#[test]
+fn a_journal_is_read_as_it_was_written() {
+    every_store(|store| async move {
+        assert_eq!(store.create(new_run("r1", 1)).await, Ok(Created::New));
+        let epoch = store.claim("r1".to_owned()).await.unwrap();
+        let mut append = more("r1", epoch, 2, &["cc", "dd"]);
+        append.records[1].event = true;
+        store.append(append).await.unwrap();
+        let all = pairs(&[(1, "a"), (2, "b"), (3, "cc"), (4, "dd")]);
+        assert_eq!(read(&store, 0, false, 1000).await, all);
+        assert_eq!(read(&store, 2, false, 1000).await, all[2..]);
+        assert_eq!(read(&store, 0, true, 1000).await, pairs(&[(1, "a"), (4, "dd")]));
+        assert_eq!(read(&store, 1, true, 1000).await, pairs(&[(4, "dd")]));
+        assert_eq!(read(&store, 0, false, 3).await, all[..2], "as many as fit");
+        assert_eq!(read(&store, 2, false, 1).await, all[2..3], "a large one comes alone");
+        assert_eq!(read(&store, 4, false, 1000).await, []);
+    });
+}
+
+#[test]
+fn only_the_newest_claim_appends_and_only_behind_the_last_record() {
+    every_store(|store| async move {
+        store.create(new_run("r1", 1)).await.unwrap();
+        let no_claim = store.append(more("r1", 0, 2, &["x"])).await;
+        assert_eq!(no_claim, Ok(()), "epoch 0 is the one of who made it");
+        let old = store.claim("r1".to_owned()).await.unwrap();
+        let new = store.claim("r1".to_owned()).await.unwrap();
+        assert!(new > old);
+        let fenced = Err(StoreError::Fenced("r1".to_owned()));
+        assert_eq!(store.append(more("r1", old, 3, &["x"])).await, fenced);
+        let gap = |after| Err(StoreError::Gap { run: "r1".to_owned(), has: 3, after });
+        assert_eq!(store.append(more("r1", new, 2, &["x"])).await, gap(2));
+        assert_eq!(store.append(more("r1", new, 9, &["x"])).await, gap(9));
+        assert_eq!(store.append(more("r1", new, 3, &["y"])).await, Ok(()));
+        let last = read(&store, 0, false, 1000).await.pop();
+        assert_eq!(last, Some((4, "y".to_owned())));
+    });
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    every_store(|store| async move {
+        let none = || StoreError::NoRun("no".to_owned());
+        assert_eq!(store.claim("no".to_owned()).await, Err(none()));
+        assert_eq!(store.append(more("no", 0, 0, &["x"])).await, Err(none()));
+        let query = ReadQuery { run: "no".to_owned(), after: 0, events: false, max_bytes: 1 };
+        assert_eq!(store.read(query).await, Err(none()));
+        assert_eq!(store.run("no".to_owned()).await, Ok(None));
+        assert_eq!(store.descriptors(DescriptorId([0; 16])).await, Ok(None));
+        assert_eq!(store.services().await, Ok(vec![]));
+        assert_eq!(store.runs(RunsQuery { limit: 10, ..RunsQuery::default() }).await, Ok(vec![]));
+    });
+}
+
+#[test]
+fn a_request_that_comes_twice_makes_one_run() {
+    every_store(|store| async move {
+        assert_eq!(store.create(new_run("r1", 1)).await, Ok(Created::New));
+        let known = Created::Known { id: "r1".to_owned() };
+        assert_eq!(store.create(new_run("r2", 1)).await, Ok(known));
+        assert_eq!(store.create(new_run("r2", 2)).await, Ok(Created::New));
+        let both = store.runs(RunsQuery { limit: 10, ..RunsQuery::default() }).await.unwrap();
+        assert_eq!(both.len(), 2);
+    });
+}
+
+#[test]
+fn runs_are_listed_newest_first_and_by_what_is_asked() {
+    every_store(|store| async move {
+        for (number, name) in [(1, "a"), (2, "b"), (3, "a"), (4, "b")] {
+            let run = NewRun { name: name.to_owned(), ..new_run(&format!("r{number}"), number) };
+            store.create(run).await.unwrap();
+        }
+        let ended = NewState {
+            state: RunState::Failed,
+            reason: "it broke".to_owned(),
+            ended_ms: Some(9),
+            steps: Some(vec![7]),
+        };
+        let append = Append { state: Some(ended), ..more("r3", 0, 2, &["end"]) };
+        store.append(append).await.unwrap();
+        let list = |query: RunsQuery| {
+            let store = store.clone();
+            async move {
+                let runs = store.runs(query).await.unwrap();
+                runs.into_iter().map(|run| run.id).collect::<Vec<_>>().join(" ")
+            }
+        };
+        let query = |name: &str, unfinished, before: &str, limit| RunsQuery {
+            name: (!name.is_empty()).then(|| name.to_owned()),
+            unfinished,
+            before: (!before.is_empty()).then(|| before.to_owned()),
+            limit,
+        };
+        assert_eq!(list(query("", false, "", 10)).await, "r4 r3 r2 r1");
+        assert_eq!(list(query("", false, "", 3)).await, "r4 r3 r2");
+        assert_eq!(list(query("", false, "r2", 3)).await, "r1");
+        assert_eq!(list(query("a", false, "", 10)).await, "r3 r1");
+        assert_eq!(list(query("a", true, "", 10)).await, "r1");
+        assert_eq!(list(query("", true, "r4", 10)).await, "r2 r1");
+        let run = store.run("r3".to_owned()).await.unwrap().unwrap();
+        assert_eq!((run.state, run.reason.as_str()), (RunState::Failed, "it broke"));
+        assert_eq!((run.ended_ms, run.steps), (Some(9), Some(vec![7])));
+        assert_eq!((run.definition.as_str(), run.created_ms), ("name: pipeline", 5));
+        assert_eq!(run.descriptors, [DescriptorId([1; 16]), DescriptorId([2; 16])]);
+    });
+}
+
+#[test]
+fn descriptors_are_kept_beside_older_ones() {
+    every_store(|store| async move {
+        let old = store.put_descriptors("s".to_owned(), Bytes::from_static(b"one")).await.unwrap();
+        let new = store.put_descriptors("s".to_owned(), Bytes::from_static(b"two")).await.unwrap();
+        let same = store.put_descriptors("t".to_owned(), Bytes::from_static(b"two")).await.unwrap();
+        assert_eq!(new, same);
+        assert_eq!(store.services().await.unwrap(), [("s".to_owned(), new), ("t".to_owned(), new)]);
+        assert_eq!(store.descriptors(old).await.unwrap().as_deref(), Some(&b"one"[..]));
+        assert_eq!(store.descriptors(new).await.unwrap().as_deref(), Some(&b"two"[..]));
+    });
+}
+
+#[test]
+fn many_appends_at_once_all_arrive() {
+    every_store(|store| async move {
+        for run in 0..20_u8 {
+            store.create(new_run(&format!("r{run}"), run)).await.unwrap();
+        }
+        let one = |run: u8| {
+            let store = store.clone();
+            async move {
+                let run = format!("r{run}");
+                for after in 2..52 {
+                    store.append(more(&run, 0, after, &["x"])).await.unwrap();
+                }
+            }
+        };
+        futures_util::future::join_all((0..20).map(one)).await;
+        for run in 0..20 {
+            let query =
+                ReadQuery { run: format!("r{run}"), after: 0, events: false, max_bytes: 10_000 };
+            assert_eq!(store.read(query).await.unwrap().len(), 52);
+        }
+    });
+}

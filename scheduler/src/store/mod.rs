@@ -1,0 +1,243 @@
+//! Where the scheduler keeps what must outlive it: runs, their journals, and the
+//! descriptors of every service that was ever seen.
+//!
+//! ```text
+//!  run tasks ─ append ─┐                      ┌─ MemoryStore: for tests and short lives
+//!  service ─ create ───┼─▶ trait Store ───────┤
+//!  catalog ─ put ──────┘                      └─ SqliteStore: one file, fsync before the answer
+//! ```
+//!
+//! What every store promises, and `conformance` checks:
+//!
+//! - What was acknowledged survives the process, all of an append or nothing of it.
+//! - A journal is a sequence without gaps: an append names the record it follows.
+//! - Only the newest claim of a run may append; an older one is [`StoreError::Fenced`].
+//! - A request that comes twice under one key makes one run.
+
+mod memory;
+mod sqlite;
+
+#[cfg(test)]
+mod conformance;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use sha2::{Digest as _, Sha256};
+use zex_pipeline::state::RunState;
+
+pub use memory::MemoryStore;
+pub use sqlite::{SqliteOptions, SqliteStore};
+
+/// The answer of a store, when it comes.
+pub type Pending<T> = BoxFuture<'static, Result<T, StoreError>>;
+
+/// A store, shared by everything in a scheduler.
+pub type SharedStore = Arc<dyn Store>;
+
+/// The most runs that one [`Store::runs`] lists.
+pub const RUNS_LISTED_MAX: usize = 1000;
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it open.
+    #[error("{0} is used by another scheduler; stop that one, or give this one a store of its own")]
+    Locked(String),
+    /// It is something else than a store of ours, or broken. It is left as it is.
+    #[error("{path} cannot be used as a store: {why}")]
+    Unusable {
+        /// The file.
+        path: String,
+        /// Why.
+        why: String,
+    },
+    /// There is no room; what was acknowledged is safe, and it works again when there is.
+    #[error("the store is full: {0}; make room, runs then go on by themselves")]
+    Full(String),
+    /// Writing failed in a way that leaves unclear what is on disk.
+    #[error("the store cannot be written: {0}; start the scheduler again when the disk is well")]
+    Broken(String),
+    /// The run is owned by a newer claim.
+    #[error("the run {0} belongs to another scheduler now")]
+    Fenced(String),
+    /// There is no such run.
+    #[error("there is no run {0}")]
+    NoRun(String),
+    /// An append does not follow the last record.
+    #[error("the journal of run {run} has {has} records, the append follows {after}")]
+    Gap {
+        /// The run.
+        run: String,
+        /// What the journal has.
+        has: u64,
+        /// What the append follows.
+        after: u64,
+    },
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Names a set of descriptors by its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DescriptorId(pub [u8; 16]);
+
+impl DescriptorId {
+    /// The name of these descriptors: the first half of their SHA-256.
+    pub fn of(descriptors: &[u8]) -> Self {
+        let hash = Sha256::digest(descriptors);
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash[..16]);
+        Self(id)
+    }
+}
+
+/// A run to be kept.
+#[derive(Debug, Clone)]
+pub struct NewRun {
+    /// Its id: unique, and ids sort by when they were made.
+    pub id: String,
+    /// The name of its pipeline.
+    pub name: String,
+    /// The definition as it was given.
+    pub definition: String,
+    /// The parameters as they were given.
+    pub parameters_json: String,
+    /// The descriptors it was checked against.
+    pub descriptors: Vec<DescriptorId>,
+    /// The key of the request that made it.
+    pub request_key: [u8; 16],
+    /// When, in ms since 1970.
+    pub created_ms: u64,
+    /// The state after its first records.
+    pub state: RunState,
+    /// Its first records.
+    pub records: Vec<NewRecord>,
+}
+
+/// A record to be kept.
+#[derive(Debug, Clone)]
+pub struct NewRecord {
+    /// Its bytes.
+    pub body: Vec<u8>,
+    /// Whether who watches the run is told of it.
+    pub event: bool,
+}
+
+/// What became of [`Store::create`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Created {
+    /// It is kept.
+    New,
+    /// A run with this id was made before under the same key.
+    Known {
+        /// Its id.
+        id: String,
+    },
+}
+
+/// Records to add to a journal, in one piece.
+#[derive(Debug, Clone)]
+pub struct Append {
+    /// The run.
+    pub run: String,
+    /// The claim it is made under.
+    pub epoch: u64,
+    /// How many records the journal has before.
+    pub after: u64,
+    /// The records.
+    pub records: Vec<NewRecord>,
+    /// The state of the run, when these records change it.
+    pub state: Option<NewState>,
+}
+
+/// What a list of runs shows, as it changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewState {
+    /// The state.
+    pub state: RunState,
+    /// Why.
+    pub reason: String,
+    /// When it ended, in ms since 1970.
+    pub ended_ms: Option<u64>,
+    /// How its steps ended, encoded by the scheduler.
+    pub steps: Option<Vec<u8>>,
+}
+
+/// A run that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRun {
+    /// Its id.
+    pub id: String,
+    /// The name of its pipeline.
+    pub name: String,
+    /// Its state.
+    pub state: RunState,
+    /// Why it is in that state.
+    pub reason: String,
+    /// When it was made, in ms since 1970.
+    pub created_ms: u64,
+    /// When it ended, in ms since 1970.
+    pub ended_ms: Option<u64>,
+    /// The definition as it was given.
+    pub definition: String,
+    /// The parameters as they were given.
+    pub parameters_json: String,
+    /// The descriptors it was checked against.
+    pub descriptors: Vec<DescriptorId>,
+    /// How its steps ended.
+    pub steps: Option<Vec<u8>>,
+}
+
+/// Which runs to list.
+#[derive(Debug, Clone, Default)]
+pub struct RunsQuery {
+    /// Only those of the pipeline with this name.
+    pub name: Option<String>,
+    /// Only those that have not ended.
+    pub unfinished: bool,
+    /// Only those older than this one.
+    pub before: Option<String>,
+    /// How many at most.
+    pub limit: usize,
+}
+
+/// Which records to read.
+#[derive(Debug, Clone)]
+pub struct ReadQuery {
+    /// The run.
+    pub run: String,
+    /// Only those behind this one; the first is 1.
+    pub after: u64,
+    /// Only those that who watches is told of.
+    pub events: bool,
+    /// About how many bytes at most; a larger record comes alone.
+    pub max_bytes: usize,
+}
+
+/// A record with its place in the journal, from 1.
+pub type StoredRecord = (u64, Bytes);
+
+/// Keeps runs, journals and descriptors. Reads see what was acknowledged before.
+pub trait Store: Send + Sync + 'static {
+    /// Keeps a run with its first records.
+    fn create(&self, run: NewRun) -> Pending<Created>;
+    /// Makes the caller the owner of a run: the epoch that its appends must carry.
+    fn claim(&self, run: String) -> Pending<u64>;
+    /// Adds records to a journal.
+    fn append(&self, append: Append) -> Pending<()>;
+    /// Reads records in order; an empty list is the end of what there is.
+    fn read(&self, query: ReadQuery) -> Pending<Vec<StoredRecord>>;
+    /// A run by its id.
+    fn run(&self, id: String) -> Pending<Option<StoredRun>>;
+    /// Runs, the newest first; definitions and parameters are left out.
+    fn runs(&self, query: RunsQuery) -> Pending<Vec<StoredRun>>;
+    /// Keeps the descriptors of a service, beside older ones.
+    fn put_descriptors(&self, service: String, descriptors: Bytes) -> Pending<DescriptorId>;
+    /// The newest descriptors of every service that was ever seen.
+    fn services(&self) -> Pending<Vec<(String, DescriptorId)>>;
+    /// Descriptors by their name.
+    fn descriptors(&self, id: DescriptorId) -> Pending<Option<Bytes>>;
+}
