@@ -40,9 +40,10 @@ pub(crate) enum Command {
     Look,
 }
 
-/// The sending end for handlers.
+/// The sending end for handlers. Shared, because a mailbox's own handle wakes the thread when it is
+/// dropped, and handlers come and go with every call.
 #[derive(Clone)]
-pub(crate) struct Commands(Handle<Command>);
+pub(crate) struct Commands(Arc<Handle<Command>>);
 
 impl Commands {
     /// Hands a command over; yields while the mailbox is full. An error if the worker has stopped.
@@ -123,7 +124,7 @@ impl IoThread {
         Self {
             session: Session::new(clock.now(), settings),
             dealers: Dealers::new(sockets),
-            commands: Commands(commands),
+            commands: Commands(Arc::new(commands)),
             mailbox,
             clock,
             runtime,
