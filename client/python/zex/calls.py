@@ -13,10 +13,9 @@ from typing import Any, Callable, Generator, Iterator, Optional
 from . import wire
 from .streams import Reader, Receiver
 
-#: A call that does not wait for a worker gives up after so long without a ready broker.
-_NO_BROKER_S = 1.0
-#: The same while no pipe is even connected: long enough for a pipe that restarts.
-_NO_PIPE_S = 5.0
+#: A call that does not wait for a worker gives up after so long without a ready broker or any pipe:
+#: a pipe that is restarted is back by then.
+_NO_BROKER_S = 5.0
 #: What a caller waits beyond the deadline for the loop, which ends every call by then.
 GRACE_S = 5.0
 
@@ -47,9 +46,8 @@ class Pending:
     @property
     def hopeless(self) -> bool:
         """Whether it has looked for a broker long enough."""
-        patience_s = _NO_BROKER_S if self.bounced else _NO_PIPE_S
         waits = bool(self.call.options & wire.WAIT) or not self.returns
-        return not waits and time.monotonic() >= self.returned_since + patience_s
+        return not waits and time.monotonic() >= self.returned_since + _NO_BROKER_S
 
 
 class Stream:

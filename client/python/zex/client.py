@@ -279,9 +279,7 @@ class Client(Loop):
         self._shunned_until[pending.path] = now + _SHUN_S
         if not pending.returns:
             pending.returned_since = now
-        if bounced and not pending.bounced:
-            # Only from now on is it known that a pipe is there and has no broker.
-            pending.bounced, pending.returned_since = True, now
+        pending.bounced |= bounced
         pending.returns += 1
         if pending.returns < paths:
             return self._after(pending.path)

@@ -36,8 +36,9 @@ const RESEND_SIGNED_MS: u64 = 3_000;
 const PAUSE_MS: u64 = 50;
 /// The longest pause, ms.
 const PAUSE_MAX_MS: u64 = 500;
-/// A call that does not wait for a worker gives up after so long without a ready broker, ms.
-const NO_BROKER_MS: u64 = 1_000;
+/// A call that does not wait for a worker gives up after so long without a ready broker or any pipe,
+/// ms: a pipe that is restarted is back by then, and its restart must lose no call.
+const NO_BROKER_MS: u64 = 5_000;
 /// From this size on a request asks to be acknowledged, bytes: to send it a second time only
 /// because its answer takes a second would be dearer than the acknowledgement.
 const ACKNOWLEDGE_BYTES: usize = 64 << 10;
