@@ -6,7 +6,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{adapter, broker, brokers, call, pipe, services, up, workers};
+use crate::commands::{adapter, broker, brokers, call, pipe, pipeline, services, up, workers};
 
 /// A ZeroMQ broker mesh with heartbeating workers, and a durable pipeline engine on top of it.
 ///
@@ -46,6 +46,7 @@ pub(crate) enum Commands {
     Services(services::ServicesArgs),
     Workers(workers::WorkersArgs),
     Brokers(brokers::BrokersArgs),
+    Pipeline(pipeline::PipelineArgs),
 }
 
 impl Commands {
@@ -53,7 +54,8 @@ impl Commands {
     pub(crate) fn is_role(&self) -> bool {
         match self {
             Self::Up(_) | Self::Pipe(_) | Self::Broker(_) | Self::Adapter(_) => true,
-            Self::Call(_) | Self::Services(_) | Self::Workers(_) | Self::Brokers(_) => false,
+            Self::Call(_) | Self::Services(_) | Self::Workers(_) => false,
+            Self::Brokers(_) | Self::Pipeline(_) => false,
         }
     }
 
@@ -68,6 +70,7 @@ impl Commands {
             Self::Services(args) => services::run(args).await,
             Self::Workers(args) => workers::run(args).await,
             Self::Brokers(args) => brokers::run(args).await,
+            Self::Pipeline(args) => pipeline::run(args).await,
         }
     }
 }

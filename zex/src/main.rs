@@ -13,17 +13,21 @@
 //! - [`output`], [`failure`], [`logs`], [`stop`]: what all commands share: how they speak, fail
 //!   and end.
 //! - [`mesh`]: a whole mesh inside the process. [`reach`]: a client for commands that ask once.
+//! - [`pipelines`], [`follow`]: the scheduler's service, and a run followed to its end.
+//! - [`methods`], [`nearest`]: services by their descriptors, and names that were meant.
 //!
 //! This crate decides nothing about the mesh or about pipelines: it starts what does.
 
 mod cli;
 mod commands;
 mod failure;
+mod follow;
 mod logs;
 mod mesh;
 mod methods;
 mod nearest;
 mod output;
+mod pipelines;
 mod reach;
 mod settings;
 mod stop;

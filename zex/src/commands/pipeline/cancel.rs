@@ -1,0 +1,38 @@
+//! `zex pipeline cancel RUN`: ends a run, and what it has in flight.
+
+use clap::Args;
+use zex_spec::proto::CancelRunRequest;
+
+use super::{Common, headline};
+use crate::commands::listing::json_lines;
+use crate::output;
+use crate::pipelines::Pipelines;
+use crate::reach::Reach;
+
+/// Cancel a run and the calls that it has in flight
+#[derive(Args, Debug)]
+pub(super) struct CancelArgs {
+    /// The run's id
+    run_id: String,
+    /// Why; it is shown with the run
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Cancels and prints what became of the run.
+pub(super) async fn run(args: CancelArgs) -> anyhow::Result<()> {
+    let reach = Reach::connect(&args.common.in_pipes)?;
+    let pipelines = Pipelines(&reach);
+    let request = CancelRunRequest { run_id: args.run_id, reason: args.reason };
+    let shown = match pipelines.cancel(&request).await {
+        Ok(shown) => shown,
+        Err(status) => return Err(pipelines.explain(status).await),
+    };
+    if args.common.json {
+        return json_lines("RunView", &[shown]);
+    }
+    output::line(&headline(&shown))?;
+    Ok(())
+}

@@ -1,0 +1,292 @@
+//! Follows a run to its end, over whatever interrupts the stream of its events, and shows how far
+//! it is.
+//!
+//! ```text
+//!   zex.Pipelines/Watch ─ RunEvent ─▶ follow ─▶ View: bars on a terminal, lines, or JSON
+//!         ▲─────── after the last offset ──┘
+//! ```
+//!
+//! Used by `zex pipeline run`, `zex pipeline watch` and `zex demo`.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal as _, stderr};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use prost_reflect::prost::Message as _;
+use zex_client::{Code, Status};
+use zex_spec::proto::run_event::Event;
+use zex_spec::proto::{RunEvent, RunState, StepState, StepView};
+
+use crate::commands::listing::json_lines;
+use crate::output;
+use crate::pipelines::Pipelines;
+
+/// How long to look for a run whose events do not come: a scheduler takes seconds to start again.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause before watching again.
+const WATCH_AGAIN: Duration = Duration::from_millis(300);
+/// A line of progress for each step at most so often.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
+/// How a run is shown.
+pub(crate) enum View {
+    /// Bars, on a terminal's stderr.
+    Bars(Bars),
+    /// Lines on stdout.
+    Lines(Lines),
+    /// Events on stdout, one JSON object a line.
+    Json,
+}
+
+impl View {
+    /// Bars on a terminal, else lines.
+    pub(crate) fn for_people() -> Self {
+        if stderr().is_terminal() {
+            Self::Bars(Bars::default())
+        } else {
+            Self::Lines(Lines::default())
+        }
+    }
+
+    fn show(&mut self, event: &RunEvent) -> anyhow::Result<()> {
+        match self {
+            Self::Json => json_lines("RunEvent", std::slice::from_ref(event))?,
+            Self::Bars(bars) => bars.show(event),
+            Self::Lines(lines) => lines.show(event)?,
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        if let Self::Bars(bars) = self {
+            bars.steps.values().for_each(ProgressBar::finish);
+        }
+    }
+}
+
+/// Shows the run's events from `after_offset` on until it has ended; how it ended.
+pub(crate) async fn follow(
+    pipelines: &Pipelines<'_>,
+    run_id: &str,
+    after_offset: u64,
+    view: &mut View,
+) -> anyhow::Result<RunState> {
+    let mut offset = after_offset;
+    let mut heard = Instant::now();
+    loop {
+        let before = offset;
+        let ended = watch(pipelines, run_id, &mut offset, view).await?;
+        if offset > before {
+            heard = Instant::now();
+        }
+        match ended {
+            Ended::Run(state) => {
+                view.end();
+                return Ok(state);
+            }
+            Ended::Stream(Some(status)) if !is_passing(&status) => {
+                return Err(pipelines.explain(status).await);
+            }
+            Ended::Stream(status) if heard.elapsed() >= PATIENCE => {
+                let why = status.map_or_else(String::new, |status| format!(" ({status})"));
+                bail!(
+                    "no news of run {run_id} for {} s{why}; see it again with `zex pipeline watch {run_id}`",
+                    PATIENCE.as_secs()
+                );
+            }
+            Ended::Stream(_) => tokio::time::sleep(WATCH_AGAIN).await,
+        }
+    }
+}
+
+/// What ended first.
+enum Ended {
+    Run(RunState),
+    Stream(Option<Status>),
+}
+
+/// One stream of events.
+async fn watch(
+    pipelines: &Pipelines<'_>,
+    run_id: &str,
+    offset: &mut u64,
+    view: &mut View,
+) -> anyhow::Result<Ended> {
+    let mut events = match pipelines.watch(run_id, *offset).await {
+        Ok(events) => events,
+        Err(status) => return Ok(Ended::Stream(Some(status))),
+    };
+    while let Some(event) = events.next().await {
+        let event = match event {
+            Ok(event) => RunEvent::decode(event)?,
+            Err(status) => return Ok(Ended::Stream(Some(status))),
+        };
+        view.show(&event)?;
+        *offset = event.offset;
+        if let Some(Event::Run(changed)) = &event.event
+            && has_ended(changed.state())
+        {
+            return Ok(Ended::Run(changed.state()));
+        }
+    }
+    Ok(Ended::Stream(None))
+}
+
+/// Whether the scheduler may be back in a moment.
+fn is_passing(status: &Status) -> bool {
+    matches!(status.code, Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+}
+
+/// Whether nothing more will happen to the run.
+pub(crate) fn has_ended(state: RunState) -> bool {
+    matches!(state, RunState::Succeeded | RunState::Failed | RunState::Cancelled)
+}
+
+/// The state as people write it.
+pub(crate) fn run_state(state: RunState) -> String {
+    state.as_str_name().trim_start_matches("RUN_STATE_").to_lowercase()
+}
+
+/// The state as people write it.
+pub(crate) fn step_state(state: StepState) -> String {
+    state.as_str_name().trim_start_matches("STEP_STATE_").to_lowercase()
+}
+
+/// How far a step is, in words.
+fn progress(step: &StepView) -> String {
+    let mut text = match (step.items_read, step.done) {
+        (0, done) => format!("{done} done"),
+        // What a stream's source has given; its one call is done when the stream has ended.
+        (items, 0 | 1) if items > 1 => format!("{items} items"),
+        (items, done) if step.items_complete => format!("{done} of {items} done"),
+        (items, done) => format!("{done} of {items} so far done"),
+    };
+    for (count, what) in
+        [(step.running, "running"), (step.failed, "failed"), (step.retries, "retries")]
+    {
+        if count > 0 {
+            text += &format!(", {count} {what}");
+        }
+    }
+    text
+}
+
+/// A bar for each step that has begun.
+#[derive(Default)]
+pub(crate) struct Bars {
+    all: MultiProgress,
+    steps: BTreeMap<String, ProgressBar>,
+}
+
+impl Bars {
+    fn show(&mut self, event: &RunEvent) {
+        match &event.event {
+            Some(Event::Progress(progress)) => {
+                progress.steps.iter().for_each(|step| self.step(step));
+            }
+            Some(Event::Attempt(_) | Event::Step(_) | Event::Run(_)) => {
+                if let Some(line) = news(event) {
+                    // stderr may be gone; the run goes on.
+                    let _ = self.all.println(line);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn step(&mut self, step: &StepView) {
+        let all = &self.all;
+        let bar = self.steps.entry(step.id.clone()).or_insert_with(|| {
+            let bar = all.add(ProgressBar::new(0));
+            let template = "{prefix:>12} [{bar:30}] {msg}";
+            // The template is ours and well-formed; the plain bar would do as well.
+            bar.set_style(
+                ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar()),
+            );
+            bar.set_prefix(step.id.clone());
+            bar
+        });
+        let done = step.done + step.failed;
+        bar.set_length(step.items_read.max(done).max(1));
+        bar.set_position(done);
+        bar.set_message(progress(step));
+    }
+}
+
+/// A line when something changes, and now and then how far it is.
+#[derive(Default)]
+pub(crate) struct Lines {
+    steps: BTreeMap<String, (Instant, String)>,
+}
+
+impl Lines {
+    fn show(&mut self, event: &RunEvent) -> anyhow::Result<()> {
+        if let Some(line) = news(event) {
+            output::line(&line)?;
+        }
+        let Some(Event::Progress(told)) = &event.event else { return Ok(()) };
+        for step in &told.steps {
+            let text = progress(step);
+            let said = self.steps.get(&step.id);
+            if said.is_none_or(|(at, said)| *said != text && at.elapsed() >= LINE_EVERY) {
+                output::line(&format!("{}: {text}", step.id))?;
+                self.steps.insert(step.id.clone(), (Instant::now(), text));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is worth a line of its own.
+fn news(event: &RunEvent) -> Option<String> {
+    let reason = |reason: &str| match reason {
+        "" => String::new(),
+        reason => format!(": {reason}"),
+    };
+    match event.event.as_ref()? {
+        Event::Run(changed) => {
+            Some(format!("run {}{}", run_state(changed.state()), reason(&changed.reason)))
+        }
+        Event::Step(changed) => {
+            let state = step_state(changed.state());
+            Some(format!("{}: {state}{}", changed.step_id, reason(&changed.reason)))
+        }
+        Event::Attempt(failed) => {
+            let item = failed.item.map_or_else(String::new, |item| format!(" item {item}"));
+            let code = u8::try_from(failed.code).map_or(Code::Unknown, Code::from_number);
+            let (step, attempt) = (&failed.step_id, failed.attempt);
+            Some(format!("{step}:{item} attempt {attempt} failed: {code}: {}", failed.message))
+        }
+        Event::Progress(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_says_what_there_is_to_say() {
+        let step = |items_read, done, items_complete| StepView {
+            items_read,
+            done,
+            items_complete,
+            ..Default::default()
+        };
+        assert_eq!(progress(&step(0, 1, false)), "1 done");
+        assert_eq!(progress(&step(500, 0, false)), "500 items");
+        assert_eq!(progress(&step(500, 20, false)), "20 of 500 so far done");
+        let mut whole = step(500, 20, true);
+        (whole.running, whole.failed, whole.retries) = (3, 2, 1);
+        assert_eq!(progress(&whole), "20 of 500 done, 3 running, 2 failed, 1 retries");
+    }
+
+    #[test]
+    fn states_are_plain_words() {
+        assert_eq!(run_state(RunState::Succeeded), "succeeded");
+        assert_eq!(step_state(StepState::Waiting), "waiting");
+        assert!(has_ended(RunState::Cancelled) && !has_ended(RunState::Running));
+    }
+}

@@ -1,0 +1,86 @@
+//! `zex.Pipelines` as the commands call it: typed requests, and words for when it is not there.
+//!
+//! Used by `zex pipeline …` and `zex demo`. The service itself is the scheduler's.
+
+use std::time::Duration;
+
+use prost_reflect::prost::Message;
+use zex_client::{Call, Code, Replies, Status};
+use zex_spec::proto::{
+    CancelRunRequest, ListRunsReply, ListRunsRequest, RunReply, RunRequest, RunView,
+    ShowRunRequest, WatchRunRequest,
+};
+
+use crate::reach::{Reach, nobody};
+
+/// The scheduler's service.
+pub(crate) const SERVICE: &str = "zex.Pipelines";
+/// How long a question may take; a recording is answered when it is on disk.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// How long one stream of events may last; who watches longer begins another where it ended.
+const WATCH: Duration = Duration::from_secs(3_600);
+
+/// A client of the scheduler.
+pub(crate) struct Pipelines<'a>(pub(crate) &'a Reach);
+
+impl Pipelines<'_> {
+    /// Records a pipeline and starts it.
+    pub(crate) async fn run(&self, request: &RunRequest) -> Result<RunReply, Status> {
+        self.ask("Run", request).await
+    }
+
+    /// Lists runs, the newest first.
+    pub(crate) async fn list(&self, request: &ListRunsRequest) -> Result<ListRunsReply, Status> {
+        self.ask("List", request).await
+    }
+
+    /// Shows one run.
+    pub(crate) async fn show(&self, request: &ShowRunRequest) -> Result<RunView, Status> {
+        self.ask("Show", request).await
+    }
+
+    /// Cancels a run.
+    pub(crate) async fn cancel(&self, request: &CancelRunRequest) -> Result<RunView, Status> {
+        self.ask("Cancel", request).await
+    }
+
+    /// What happened to a run after an offset, and what happens: messages of `zex.RunEvent`.
+    pub(crate) async fn watch(&self, run_id: &str, after_offset: u64) -> Result<Replies, Status> {
+        let request = WatchRunRequest { run_id: run_id.to_owned(), after_offset };
+        let call = Call::new(SERVICE, "Watch", request.encode_to_vec()).deadline(WATCH);
+        self.0.client.server_stream(call.idempotent(true)).await
+    }
+
+    async fn ask<R: Message + Default>(
+        &self,
+        method: &str,
+        request: &impl Message,
+    ) -> Result<R, Status> {
+        let call = Call::new(SERVICE, method, request.encode_to_vec()).deadline(DEADLINE);
+        let reply = self.0.client.unary(call).await?;
+        R::decode(reply).map_err(|error| {
+            Status::new(Code::Internal, format!("the answer to {SERVICE}/{method}: {error}"))
+        })
+    }
+
+    /// What to say when a question fails.
+    pub(crate) async fn explain(&self, status: Status) -> anyhow::Error {
+        match status.code {
+            Code::Unavailable | Code::DeadlineExceeded => {}
+            // The message says what is wrong, and where; the code's name adds nothing for people.
+            Code::InvalidArgument | Code::NotFound => return anyhow::Error::msg(status.message),
+            _ => return status.into(),
+        }
+        let endpoints = &self.0.endpoints;
+        let Ok(known) = self.0.client.mesh().services().await else {
+            return anyhow::Error::msg(nobody(endpoints));
+        };
+        if known.services.iter().any(|known| known.name == SERVICE) {
+            return status.into();
+        }
+        let endpoints = endpoints.join(", ");
+        anyhow::anyhow!(
+            "no scheduler is in the mesh at {endpoints}; `zex up` has one, or start `zex scheduler`"
+        )
+    }
+}
