@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +28,7 @@ use crate::target::{Line, Target};
 pub struct Adapter {
     worker: WorkerHandle,
     task: JoinHandle<()>,
+    passed_on: Arc<AtomicU64>,
 }
 
 impl Adapter {
@@ -38,13 +40,19 @@ impl Adapter {
     pub fn start(target: Target, worker: WorkerBuilder) -> Result<Self, WorkerError> {
         let worker = worker.start()?;
         let follower = Follower::start(target);
-        let task = tokio::spawn(follow(follower, worker.clone()));
-        Ok(Self { worker, task })
+        let passed_on = Arc::new(AtomicU64::new(0));
+        let task = tokio::spawn(follow(follower, worker.clone(), Arc::clone(&passed_on)));
+        Ok(Self { worker, task, passed_on })
     }
 
     /// The worker that stands for the target in the mesh.
     pub fn worker(&self) -> &WorkerHandle {
         &self.worker
+    }
+
+    /// Calls that it has passed on to the service since it started.
+    pub fn passed_on(&self) -> u64 {
+        self.passed_on.load(Ordering::Relaxed)
     }
 
     /// Takes no more work, finishes what it holds, says goodbye.
@@ -63,12 +71,12 @@ impl Drop for Adapter {
 /// What is served now: the line and the descriptors that its handler was made with.
 type Served = BTreeMap<String, (u64, Bytes)>;
 
-async fn follow(follower: Follower, worker: WorkerHandle) {
+async fn follow(follower: Follower, worker: WorkerHandle, passed_on: Arc<AtomicU64>) {
     let mut offers = follower.offers();
     let mut served = Served::new();
     loop {
         let offer = offers.borrow_and_update().clone();
-        if let Err(error) = apply(&offer, &worker, &mut served) {
+        if let Err(error) = apply(&offer, &worker, &mut served, &passed_on) {
             tracing::warn!(%error, "the adapter ends");
             return;
         }
@@ -79,7 +87,12 @@ async fn follow(follower: Follower, worker: WorkerHandle) {
 }
 
 /// Makes the worker serve what the offer names, and no more.
-fn apply(offer: &Offer, worker: &WorkerHandle, served: &mut Served) -> Result<(), WorkerError> {
+fn apply(
+    offer: &Offer,
+    worker: &WorkerHandle,
+    served: &mut Served,
+    passed_on: &Arc<AtomicU64>,
+) -> Result<(), WorkerError> {
     let mut wanted = Served::new();
     match offer {
         Offer::Away { why } => tracing::info!(why, "no service to adapt"),
@@ -91,7 +104,7 @@ fn apply(offer: &Offer, worker: &WorkerHandle, served: &mut Served) -> Result<()
             for (name, service) in there {
                 let now = (*line_number, service.descriptors.clone());
                 if served.get(name) != Some(&now) {
-                    let handler = calls(Arc::clone(catalogue), line.clone());
+                    let handler = calls(Arc::clone(catalogue), line.clone(), Arc::clone(passed_on));
                     worker.serve_described(name.clone(), service.descriptors.clone(), handler)?;
                     tracing::info!(service = name, methods = service.methods.len(), "serving");
                 }
@@ -108,8 +121,9 @@ fn apply(offer: &Offer, worker: &WorkerHandle, served: &mut Served) -> Result<()
 }
 
 /// A handler that passes calls on to the line.
-fn calls(catalogue: Arc<Catalogue>, line: Line) -> Handler {
+fn calls(catalogue: Arc<Catalogue>, line: Line, passed_on: Arc<AtomicU64>) -> Handler {
     handler(move |request: Request, replies: Replies| {
+        passed_on.fetch_add(1, Ordering::Relaxed);
         let (catalogue, line) = (Arc::clone(&catalogue), line.clone());
         async move { pass_on(&catalogue, &line, request, &replies).await }
     })
