@@ -48,6 +48,11 @@ impl HeldWork {
         }
     }
 
+    /// What is not answered, by owner.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = (BrokerId, &BTreeSet<u64>)> {
+        self.owners.iter().map(|(owner, entry)| (*owner, &entry.numbers))
+    }
+
     /// The list for a heartbeat.
     pub(super) fn list(&mut self, now: Time) -> Vec<Held> {
         self.owners

@@ -325,8 +325,14 @@ fn a_stopping_worker_does_not_wait_for_ever() {
     worker.does(500, Event::Tick);
     let end = ["all< Heartbeat", "abort 1", "A< UNAVAILABLE 0", "all< Goodbye", "drained"];
     assert_eq!(worker.does(1_000, Event::Tick), end);
+    // Nor does it leave before its brokers know: what they sent meanwhile is refused.
     let mut idle = Worker::new(1);
-    assert_eq!(idle.does(2, Event::Drain(at(9_000))), ["all< []", "all< Goodbye", "drained"]);
+    assert_eq!(idle.does(2, Event::Drain(at(9_000))), ["all< []"]);
+    assert_eq!(idle.does(300, plain(A, 1, 1)), ["A< busy"]);
+    assert_eq!(idle.session.poll_timeout(), Some(at(500)));
+    idle.does(500, Event::Tick);
+    assert_eq!(idle.session.poll_timeout(), Some(at(502)));
+    assert_eq!(idle.does(502, Event::Tick), ["all< Goodbye", "drained"]);
 }
 
 fn stream(worker: &mut Worker) {

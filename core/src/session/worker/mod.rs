@@ -18,7 +18,7 @@
 mod returned;
 mod runs;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use zex_spec::{
@@ -38,6 +38,9 @@ use crate::Time;
 const STREAM_BEAT_MS: u64 = 1_000;
 /// Pause before a packet that came back is sent again, ms.
 const RETRY_MS: u64 = 50;
+/// A worker that leaves stays so long after it has said that it serves nothing, ms: work that was
+/// sent before its brokers heard of it is on its way, and is to be told `Busy`, not to be lost.
+const LEAVE_MS: u64 = 500;
 /// Owners that one piece of work may be joined by. Each is a broker that took the call over from
 /// the one before; more than a few in one call's life are not to be believed.
 const MAX_OWNERS: usize = 8;
@@ -152,6 +155,8 @@ pub struct Session {
     retries: VecDeque<Retry>,
     /// Set while it drains: when that ends at the latest.
     drain: Option<Time>,
+    /// When a draining worker may leave at the earliest.
+    leave_from: Time,
     over: bool,
     /// Paths that would not take the last registration, and when they are tried again.
     unregistered: Vec<Path>,
@@ -181,6 +186,7 @@ impl Session {
             sending: VecDeque::new(),
             retries: VecDeque::new(),
             drain: None,
+            leave_from: now,
             over: false,
             unregistered: (0..paths).map(Path).collect(),
             register_due: now,
@@ -193,6 +199,11 @@ impl Session {
     /// Work that is not answered yet.
     pub fn in_flight(&self) -> usize {
         self.runs.len()
+    }
+
+    /// The assignments that are not answered yet, by owner: what the next heartbeat will say.
+    pub fn held(&self) -> impl Iterator<Item = (BrokerId, &BTreeSet<u64>)> {
+        self.held.numbers()
     }
 
     /// Messages that were dropped: malformed, for work that is not here, or too many to keep.
@@ -219,7 +230,8 @@ impl Session {
         }
         let retry = self.retries.front().map(|retry| retry.due);
         let register = (!self.unregistered.is_empty()).then_some(self.register_due);
-        let due = [Some(self.beat_due), self.timers.next(), retry, register, self.drain];
+        let leave = (self.drain.is_some() && self.now < self.leave_from).then_some(self.leave_from);
+        let due = [Some(self.beat_due), self.timers.next(), retry, register, self.drain, leave];
         due.into_iter().flatten().min()
     }
 
@@ -236,7 +248,7 @@ impl Session {
             Event::Refused(path, packet) => self.refused(now, path, packet),
             Event::Message(run, message) => self.message(run, message),
             Event::Finish(run, outcome) => self.finish(now, run, outcome),
-            Event::Drain(until) => self.begin_drain(until),
+            Event::Drain(until) => self.begin_drain(now, until),
             Event::Tick => self.tick(now),
         }
         self.end_drain(now);
@@ -298,8 +310,9 @@ impl Session {
         }
     }
 
-    fn begin_drain(&mut self, until: Time) {
+    fn begin_drain(&mut self, now: Time, until: Time) {
         if self.drain.is_none() {
+            self.leave_from = now.plus_ms(LEAVE_MS);
             self.services.clear();
             self.version = self.version.wrapping_add(1);
             self.send_everywhere(self.registration());
@@ -314,7 +327,7 @@ impl Session {
                 let text = "the worker was stopped before it was done";
                 self.stop(now, run, Status::new(Code::Unavailable, text));
             }
-        } else if !self.runs.is_empty() || !self.retries.is_empty() {
+        } else if !self.runs.is_empty() || !self.retries.is_empty() || now < self.leave_from {
             return;
         }
         self.over = true;
