@@ -12,15 +12,16 @@
 //! A call that is answered while its worker is still at it (deadline, cancel) stays in the table
 //! until the worker lets go: the count is what the worker really holds.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::{Index, IndexMut};
 
 use bytes::Bytes;
 use zex_spec::{
-    Address, Answer, Ask, Body, Code, Dialect, EzWork, Key, Knowledge, MESH_SERVICE, Options,
-    Packet, PeerId, ReturnPath, Steer, Work,
+    Address, Body, Code, Dialect, EzWork, Key, MESH_SERVICE, Options, Packet, PeerId, ReturnPath,
+    Steer, Work,
 };
 
+use super::asking::Asking;
 use super::memory::{Outcome, Seeded};
 use super::{CallId, Edge, Mesh, Timer};
 use crate::Time;
@@ -39,8 +40,8 @@ pub(super) enum Origin {
 pub(super) enum State {
     /// It waits for a worker.
     Queued,
-    /// It waits for these workers to say whether they know its key.
-    Asking(BTreeSet<PeerId>),
+    /// It waits for workers to say whether they know its key.
+    Asking(Asking),
     /// A worker has it: the assignment's number, the worker's slot.
     Assigned(u64, usize),
 }
@@ -73,6 +74,8 @@ pub(super) struct Call {
     pub(super) lives: u8,
     /// Until then the lack of a worker is no answer.
     pub(super) patience: Time,
+    /// It lay here while this broker was away: another may have run it meanwhile.
+    pub(super) stale: bool,
 }
 
 /// The calls of a home by their number, which grows with their arrival.
@@ -113,6 +116,11 @@ impl Calls {
     fn get_mut(&mut self, id: CallId) -> Option<&mut Call> {
         self.by_id.get_mut(&id)
     }
+
+    /// Every call, in no order that means anything.
+    pub(super) fn all(&mut self) -> impl Iterator<Item = (CallId, &mut Call)> {
+        self.by_id.iter_mut().map(|(id, call)| (*id, call))
+    }
 }
 
 impl Index<CallId> for Calls {
@@ -145,10 +153,6 @@ impl Outcome {
 pub(super) const LIVES: u8 = 3;
 /// A call that every free worker just refused is offered to them again after this long.
 const RETRY_MS: u64 = 50;
-/// Workers have this long to say whether they know a key.
-const ASK_MS: u64 = 1_000;
-/// A call may have begun this much before it says so: clocks tick differently.
-const AGE_MARGIN_MS: u64 = 1_000;
 /// How far behind the head of a queue we look for a call that a free worker may take.
 const LOOK_BEHIND: usize = 16;
 
@@ -181,7 +185,7 @@ impl Mesh {
             now
         };
         let acknowledge = call.options.has(Options::ACKNOWLEDGE);
-        let resend = call.attempt > 0 && !call.options.has(Options::IDEMPOTENT);
+        let idempotent = call.options.has(Options::IDEMPOTENT);
         let id = self.admit(Call {
             origin: Origin::Native,
             path: path.clone(),
@@ -200,12 +204,15 @@ impl Mesh {
             answered: false,
             lives: LIVES,
             patience,
+            stale: !idempotent && now < self.backlog_until,
         });
         let Some(id) = id else { return };
-        if acknowledge {
+        let stale = self.calls[id].stale;
+        if acknowledge && !stale {
             self.accept(&path, call.key);
         }
-        if resend { self.ask(now, id) } else { self.place(now, id) }
+        let resend = call.attempt > 0 && !idempotent;
+        if resend || stale { self.ask(now, id) } else { self.place(now, id) }
     }
 
     /// Puts a call into the table, or answers that the table is full.
@@ -244,8 +251,8 @@ impl Mesh {
             Some(service) => service,
             None => self.registry.service_or_new(call.dialect, call.service.as_bytes()),
         };
-        let queue_empty = self.registry.services[service].queue.is_empty();
-        if queue_empty && let Some(slot) = self.pick(service, id) {
+        let in_turn = self.registry.services[service].queue.none_in_turn();
+        if in_turn && let Some(slot) = self.pick(service, id) {
             return self.assign(now, id, slot);
         }
         self.enqueue(now, id, service);
@@ -254,7 +261,7 @@ impl Mesh {
     fn enqueue(&mut self, now: Time, id: CallId, service: usize) {
         let call = &self.calls[id];
         let entry = &mut self.registry.services[service];
-        let bytes = entry.queue_bytes + call.body.len();
+        let bytes = entry.queue.bytes + call.body.len();
         let room =
             entry.queue.len() < self.settings.queue_calls && bytes <= self.settings.queue_bytes;
         // What was accepted once is not thrown out by its way back.
@@ -263,8 +270,8 @@ impl Mesh {
                 format!("{} has {} calls waiting, the limit", call.service, entry.queue.len());
             return self.finish(now, id, Outcome::error(Code::ResourceExhausted, text));
         }
-        entry.queue_bytes = bytes;
-        entry.queue.insert(id);
+        entry.queue.bytes = bytes;
+        entry.queue.insert(id, !call.never.is_empty());
         if !call.avoid.is_empty() {
             self.timers.insert((now.plus_ms(RETRY_MS), Timer::Retry(id)));
         }
@@ -277,8 +284,8 @@ impl Mesh {
             return;
         };
         let entry = &mut self.registry.services[service];
-        if entry.queue.remove(&id) {
-            entry.queue_bytes -= call.body.len();
+        if entry.queue.remove(id) {
+            entry.queue.bytes -= call.body.len();
         }
     }
 
@@ -298,12 +305,15 @@ impl Mesh {
             if entry.queue.is_empty() || entry.list.pick(|_| true).is_none() {
                 return;
             }
-            let waiting: Vec<CallId> = entry.queue.iter().take(LOOK_BEHIND).copied().collect();
-            let next =
-                waiting.into_iter().find_map(|id| self.pick(service, id).map(|slot| (id, slot)));
+            let mut waiting = entry.queue.first(LOOK_BEHIND).into_iter();
+            let next = waiting.find_map(|id| self.pick(service, id).map(|slot| (id, slot)));
             let Some((id, slot)) = next else { return };
             self.dequeue(id);
-            self.assign(now, id, slot);
+            if self.calls[id].stale {
+                self.ask(now, id);
+            } else {
+                self.assign(now, id, slot);
+            }
         }
     }
 
@@ -313,12 +323,15 @@ impl Mesh {
         if entry.list.len() > 0 {
             return;
         }
-        let waiting: Vec<CallId> = entry.queue.iter().copied().collect();
-        for id in waiting {
-            let call = &self.calls[id];
+        for id in entry.queue.all() {
+            // One may have gone with another of its id.
+            let Some(call) = self.calls.get(id) else { continue };
             if call.patience <= now {
                 let text = format!("the last worker that served {} is gone", call.service);
                 self.finish(now, id, Outcome::error(Code::Unavailable, text));
+            } else if self.draining && call.origin == Origin::Native {
+                // Who leaves waits for nobody. The client hears of it and sends the call to others.
+                self.remove(id);
             }
         }
     }
@@ -333,6 +346,7 @@ impl Mesh {
         let (routing, worker_id) = (worker.routing.clone(), worker.id);
         self.assignments.insert(number, id);
         self.count_changed(now, slot);
+        self.not_for_its_repeats(id, worker_id);
         let call = &mut self.calls[id];
         call.state = State::Assigned(number, slot);
         let address = Address { owner: self.me, number, path: call.path.clone() }.encode();
@@ -368,66 +382,6 @@ impl Mesh {
         );
     }
 
-    /// Asks every worker of the service whether it knows the call's key.
-    fn ask(&mut self, now: Time, id: CallId) {
-        let call = &self.calls[id];
-        let (key, attempt, began) = (call.key, call.attempt, call.began);
-        let Some(service) = self.registry.service(call.dialect, call.service.as_bytes()) else {
-            return self.place(now, id);
-        };
-        let entry = &self.registry.services[service];
-        let lost_since = entry.last_loss.is_some_and(|at| at.plus_ms(AGE_MARGIN_MS) > began);
-        let slots = entry.list.all();
-        let mute = slots.iter().any(|slot| self.registry.workers[*slot as usize].paths.is_empty());
-        if lost_since || mute {
-            return self.finish(now, id, unknown_fate());
-        }
-        if slots.is_empty() {
-            return self.place(now, id);
-        }
-        let mut asked = BTreeSet::new();
-        for slot in slots {
-            let worker = &self.registry.workers[slot as usize];
-            asked.insert(worker.id);
-            let (peer, way) = (worker.id, worker.path());
-            if let Some(way) = way {
-                self.send_to_worker(way, peer, Ask { key, attempt });
-            }
-        }
-        self.calls[id].state = State::Asking(asked);
-        self.timers.insert((now.plus_ms(ASK_MS), Timer::Ask(id)));
-    }
-
-    /// What a worker says of a key.
-    pub(super) fn on_answer(&mut self, now: Time, from: PeerId, answer: Answer) {
-        let Some(id) = self.keys.get(&answer.key).copied() else { return };
-        let call = &mut self.calls[id];
-        let State::Asking(waiting) = &mut call.state else { return };
-        if !waiting.remove(&from) {
-            return;
-        }
-        let all_deny = waiting.is_empty();
-        if answer.knowledge != Knowledge::HELD {
-            return if all_deny {
-                self.place(now, id)
-            };
-        }
-        if call.options.has(Options::STREAM) {
-            return self.finish(now, id, unknown_fate());
-        }
-        match self.registry.worker(&from) {
-            Some(slot) => self.assign(now, id, slot),
-            None => self.finish(now, id, unknown_fate()),
-        }
-    }
-
-    /// The workers had their time to answer.
-    pub(super) fn ask_timed_out(&mut self, now: Time, id: CallId) {
-        if self.calls.get(id).is_some_and(|call| matches!(call.state, State::Asking(_))) {
-            self.finish(now, id, unknown_fate());
-        }
-    }
-
     /// The workers that refused it a moment ago may be asked again.
     pub(super) fn retry(&mut self, id: CallId) {
         let Some(call) = self.calls.get_mut(id) else { return };
@@ -436,10 +390,4 @@ impl Mesh {
             self.to_pump.insert(service);
         }
     }
-}
-
-/// Nobody can say whether it ran.
-fn unknown_fate() -> Outcome {
-    let text = "it may have run under a broker or a worker that is gone; only an idempotent call is run again";
-    Outcome::error(Code::Unavailable, text)
 }

@@ -62,7 +62,7 @@ impl Mesh {
         if call.answered {
             return;
         }
-        self.answered_siblings(&call);
+        self.answered_siblings(id, &call.origin, &call.path);
         let remember = match &end {
             End::Native(outcome) if !call.options.has(Options::STREAM) => Some(outcome.clone()),
             _ => None,
@@ -104,6 +104,7 @@ impl Mesh {
             let end = End::Native(outcome.clone());
             let (origin, path, key) = (call.origin.clone(), call.path.clone(), call.key);
             self.answer_to(&origin, &path, key, end);
+            self.answered_siblings(id, &origin, &path);
             if outcome.code == Code::DeadlineExceeded.number() {
                 self.memory.put(now, key, outcome);
             }

@@ -54,10 +54,13 @@ impl Mesh {
                 call.path = path;
                 return;
             }
-            if let State::Assigned(_, slot) = call.state {
-                never.push(self.registry.workers[slot].id);
+            // A native worker knows a request by its key, and every request has its own.
+            if dialect == Dialect::Ez && call.dialect == Dialect::Ez {
+                if let State::Assigned(_, slot) = call.state {
+                    never.push(self.registry.workers[slot].id);
+                }
+                never.extend(call.never.iter().copied());
             }
-            never.extend(self.calls[*id].never.iter().copied());
         }
         let key = self.next_ez_key();
         let admitted = self.admit(Call {
@@ -78,6 +81,7 @@ impl Mesh {
             answered: false,
             lives: super::calls::LIVES,
             patience: self.started.plus_ms(FIRST_ROUND_MS),
+            stale: false,
         });
         if let Some(id) = admitted {
             self.ez_ids.entry(request.id).or_default().insert(id);
@@ -112,14 +116,35 @@ impl Mesh {
         Key(key)
     }
 
+    /// A worker gets this request: it must not see the id again.
+    pub(super) fn not_for_its_repeats(&mut self, id: CallId, worker: PeerId) {
+        let call = &self.calls[id];
+        let (Origin::Ez(request), Dialect::Ez) = (&call.origin, call.dialect) else { return };
+        for repeat in self.repeats(request) {
+            let call = &mut self.calls[repeat];
+            if repeat == id || call.dialect != Dialect::Ez {
+                continue;
+            }
+            call.never.push(worker);
+            if let Some(service) = self.registry.service(Dialect::Ez, call.service.as_bytes()) {
+                self.registry.services[service].queue.put_aside(repeat);
+            }
+        }
+    }
+
     /// The client has had an answer for this id: the repeats that it sent meanwhile get none. Some
     /// old clients die on an answer that they no longer expect.
-    pub(super) fn answered_siblings(&mut self, call: &Call) {
-        let Origin::Ez(id) = &call.origin else { return };
-        for sibling in self.repeats(id) {
-            let sibling = &mut self.calls[sibling];
-            if sibling.path == call.path {
-                sibling.answered = true;
+    pub(super) fn answered_siblings(&mut self, id: CallId, origin: &Origin, path: &ReturnPath) {
+        let Origin::Ez(request) = origin else { return };
+        for sibling in self.repeats(request) {
+            let call = &mut self.calls[sibling];
+            if sibling == id || call.path != *path {
+                continue;
+            }
+            if matches!(call.state, State::Assigned(..)) {
+                call.answered = true;
+            } else {
+                self.remove(sibling);
             }
         }
     }

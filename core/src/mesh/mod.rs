@@ -10,6 +10,7 @@
 //! [`Mesh`] is driven by `zex-broker` with real sockets and by `zex-sim` with a simulated network.
 
 mod answers;
+mod asking;
 mod calls;
 mod ends;
 mod ez;
@@ -25,8 +26,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 use zex_spec::{
-    Address, BEAT_INTERVAL_MS, Body, BrokerId, Incarnation, Message, Packet, PeerId, PipeBeat,
-    PipeId, WantSnapshot,
+    Address, BEAT_INTERVAL_MS, Body, BrokerId, Dialect, Incarnation, Message, Packet, PeerId,
+    PipeBeat, PipeId, WantSnapshot,
 };
 
 use self::calls::Calls;
@@ -101,6 +102,38 @@ struct Edge {
     peer: PeerId,
 }
 
+/// What a worker is taken to have.
+#[derive(Debug, Clone, Copy)]
+pub struct Load<'a> {
+    /// Who.
+    pub worker: PeerId,
+    /// Whether it speaks the old dialect.
+    pub ez: bool,
+    /// Our assignments, by number.
+    pub assigned: &'a BTreeSet<u64>,
+    /// What the pick compares: ours, the other brokers', and what it holds for dead ones.
+    pub level: u32,
+}
+
+/// How many entries a broker's tables have, and the bytes that they account for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// Calls queued, asked about or assigned.
+    pub calls: usize,
+    /// Their keys.
+    pub keys: usize,
+    /// Those at a worker.
+    pub assignments: usize,
+    /// Ids of EZ requests.
+    pub ez_ids: usize,
+    /// Bytes of bodies.
+    pub held_bytes: usize,
+    /// Calls in the services' queues.
+    pub queued: usize,
+    /// Bytes of their bodies.
+    pub queued_bytes: usize,
+}
+
 /// When something has to be looked at again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
@@ -167,6 +200,12 @@ pub struct Mesh {
     /// When a worker pipe first answered us.
     linked: Option<Time>,
     ready: bool,
+    /// Since when we know of every worker's end.
+    vouches_from: Option<Time>,
+    /// When the last event was handled.
+    handled: Time,
+    /// Until then calls that arrive may have waited in a socket while another broker had our place.
+    backlog_until: Time,
     draining: bool,
     drained: bool,
     registry: Registry,
@@ -200,6 +239,9 @@ impl Mesh {
             started: now,
             linked: None,
             ready: false,
+            vouches_from: None,
+            handled: now,
+            backlog_until: now,
             draining: false,
             drained: false,
             registry: Registry::new(settings.seed),
@@ -230,6 +272,7 @@ impl Mesh {
 
     /// Takes in one event. Drain the actions afterwards.
     pub fn handle(&mut self, now: Time, event: Event) {
+        self.look_for_a_pause(now);
         match event {
             Event::FromPipe(link, packet) => self.on_pipe(now, link, packet),
             Event::FromState(packet) => self.on_state(now, packet),
@@ -278,6 +321,35 @@ impl Mesh {
     /// Our assignments at each live worker, for the simulator's checkers and for metrics.
     pub fn assigned(&self) -> impl Iterator<Item = (PeerId, usize)> + '_ {
         self.registry.workers.iter().map(|(_, worker)| (worker.id, worker.assigned.len()))
+    }
+
+    /// Which broker, and which life of it.
+    pub fn id(&self) -> BrokerId {
+        self.me
+    }
+
+    /// What every worker is taken to have, for the simulator's checkers.
+    pub fn loads(&self) -> impl Iterator<Item = Load<'_>> {
+        self.registry.workers.iter().map(|(_, worker)| Load {
+            worker: worker.id,
+            ez: worker.dialect == Dialect::Ez,
+            assigned: &worker.assigned,
+            level: worker.level(),
+        })
+    }
+
+    /// How full every table is. A broker that has nothing to do has all of them empty.
+    pub fn tables(&self) -> Tables {
+        let queues = || self.registry.services.iter().map(|(_, service)| service);
+        Tables {
+            calls: self.calls.len(),
+            keys: self.keys.len(),
+            assignments: self.assignments.len(),
+            ez_ids: self.ez_ids.len(),
+            held_bytes: self.held_bytes,
+            queued: queues().map(|service| service.queue.len()).sum(),
+            queued_bytes: queues().map(|service| service.queue.bytes).sum(),
+        }
     }
 
     /// Calls that are queued or assigned here.
@@ -417,6 +489,7 @@ impl Mesh {
             !self.settings.state || (self.shares.echo.is_some() && (synced || !patient));
         if !self.ready && knows_workers && knows_peers {
             self.ready = true;
+            self.vouches_from = Some(now);
             self.beat(false);
         }
     }

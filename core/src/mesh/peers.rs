@@ -209,16 +209,17 @@ impl Mesh {
         let snapshot = std::mem::take(&mut self.shares.snapshot_due);
         let dirty = std::mem::take(&mut self.shares.dirty);
         if self.peers.is_empty() && !snapshot {
+            // Nobody listens. Who has just asked for a snapshot and is not known yet sees the gap.
+            self.shares.sequence += u64::from(!dirty.is_empty());
             return;
         }
         let count = |id: &PeerId| {
             let slot = self.registry.worker(id);
-            slot.map_or(0, |slot| self.registry.workers[slot].assigned.len() as u32)
+            slot.map_or(0, |slot| self.registry.workers[slot].ours())
         };
         let mut counts: Vec<(PeerId, u32)> = if snapshot {
-            let workers =
-                self.registry.workers.iter().filter(|(_, worker)| !worker.assigned.is_empty());
-            workers.map(|(_, worker)| (worker.id, worker.assigned.len() as u32)).collect()
+            let workers = self.registry.workers.iter().filter(|(_, worker)| worker.ours() > 0);
+            workers.map(|(_, worker)| (worker.id, worker.ours())).collect()
         } else {
             dirty.iter().map(|id| (*id, count(id))).collect()
         };

@@ -47,11 +47,21 @@ pub(super) struct Worker {
     pub(super) in_flight: u32,
     /// Assignments that its heartbeats do not explain, since when.
     pub(super) suspects: BTreeMap<u64, Time>,
+    /// Assignments of ours that it holds and we have given up: it was dead to us for a while, or
+    /// we to it. Since when they have been heard of.
+    pub(super) strangers: BTreeMap<u64, Time>,
+    /// How many of those were heard of again.
+    pub(super) strange: u32,
 }
 
 impl Worker {
     pub(super) fn level(&self) -> u32 {
-        self.assigned.len() as u32 + self.foreign + self.orphans
+        self.ours() + self.foreign + self.orphans
+    }
+
+    /// What it has in flight for us.
+    pub(super) fn ours(&self) -> u32 {
+        self.assigned.len() as u32 + self.strange
     }
 
     /// The level that the pick sees: none while it has no path or no room.
@@ -73,6 +83,59 @@ impl Worker {
     }
 }
 
+/// Calls that wait for a worker, oldest first. EZ repeats, which some workers must not see, wait
+/// aside: they may find no worker for a minute, and nobody is to wait behind them.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    in_turn: BTreeSet<CallId>,
+    aside: BTreeSet<CallId>,
+    pub(super) bytes: usize,
+}
+
+impl Queue {
+    pub(super) fn len(&self) -> usize {
+        self.in_turn.len() + self.aside.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a new call would overtake nobody.
+    pub(super) fn none_in_turn(&self) -> bool {
+        self.in_turn.is_empty()
+    }
+
+    pub(super) fn insert(&mut self, id: CallId, aside: bool) {
+        if aside {
+            self.aside.insert(id)
+        } else {
+            self.in_turn.insert(id)
+        };
+    }
+
+    /// Whether it was there.
+    pub(super) fn remove(&mut self, id: CallId) -> bool {
+        self.in_turn.remove(&id) || self.aside.remove(&id)
+    }
+
+    /// It has become a repeat of one that runs.
+    pub(super) fn put_aside(&mut self, id: CallId) {
+        if self.in_turn.remove(&id) {
+            self.aside.insert(id);
+        }
+    }
+
+    /// The first few that a free worker may take, those in turn before those aside.
+    pub(super) fn first(&self, few: usize) -> Vec<CallId> {
+        self.in_turn.iter().take(few).chain(self.aside.iter().take(few)).copied().collect()
+    }
+
+    pub(super) fn all(&self) -> Vec<CallId> {
+        self.in_turn.union(&self.aside).copied().collect()
+    }
+}
+
 /// Services are found by name; the two dialects do not mix.
 pub(super) type ServiceName = (Dialect, Bytes);
 
@@ -81,9 +144,8 @@ pub(super) type ServiceName = (Dialect, Bytes);
 pub(super) struct Service {
     pub(super) name: ServiceName,
     pub(super) list: LeastAssigned,
-    /// Calls that wait, oldest first.
-    pub(super) queue: BTreeSet<CallId>,
-    pub(super) queue_bytes: usize,
+    /// Calls that wait.
+    pub(super) queue: Queue,
     /// When a worker of it was last lost: what it knew of keys cannot be asked any more.
     pub(super) last_loss: Option<Time>,
 }
@@ -125,8 +187,7 @@ impl Registry {
         let service = self.services.insert(Service {
             name: name.clone(),
             list: LeastAssigned::default(),
-            queue: BTreeSet::new(),
-            queue_bytes: 0,
+            queue: Queue::default(),
             last_loss: None,
         });
         self.by_name.insert(name, service);

@@ -182,7 +182,7 @@ impl Stage {
                 .registry
                 .services
                 .iter()
-                .all(|(_, s)| s.queue.is_empty() && s.queue_bytes == 0)
+                .all(|(_, s)| s.queue.is_empty() && s.queue.bytes == 0)
         );
     }
 }
@@ -264,15 +264,24 @@ fn a_repeated_key_joins_while_it_runs_and_gets_the_same_answer_after() {
 fn a_resend_nobody_here_knows_is_asked_about_before_it_runs() {
     let resend = |n| Call { attempt: 1, age_ms: 100, ..call(n) };
     let asks = |stage: &mut Stage| stage.kinds(|m| matches!(m, Message::Ask(_))).len();
+    let denied = |n| Answer { key: key(n), knowledge: Knowledge::DENIED };
     let mut stage = Stage::new(Settings::default());
+    // It has just started: a worker that had the call may have died before.
+    stage.register(id(1), 10);
+    stage.client(id(9), resend(6), b"");
+    stage.worker(id(1), denied(6), b"");
+    assert_eq!((asks(&mut stage), stage.works().len()), (1, 0));
+    assert_eq!(stage.replies()[0].1, Code::Unavailable);
+    stage.wait_ms(3_000);
     stage.register(id(1), 10);
     stage.register(id(2), 10);
+    stage.replies();
     // Everybody denies: it runs.
     stage.client(id(9), resend(1), b"");
     assert_eq!((asks(&mut stage), stage.works().len()), (2, 0));
-    stage.worker(id(1), Answer { key: key(1), knowledge: Knowledge::DENIED }, b"");
+    stage.worker(id(1), denied(1), b"");
     assert_eq!(stage.works().len(), 0);
-    stage.worker(id(2), Answer { key: key(1), knowledge: Knowledge::DENIED }, b"");
+    stage.worker(id(2), denied(1), b"");
     assert_eq!(stage.works().len(), 1);
     // One holds it: it is joined there.
     stage.client(id(9), resend(2), b"");
@@ -282,11 +291,17 @@ fn a_resend_nobody_here_knows_is_asked_about_before_it_runs() {
     stage.client(id(9), resend(3), b"");
     stage.wait_ms(1_000);
     assert_eq!(stage.replies()[0].1, Code::Unavailable);
-    // One has left since the call began; an old loss would not matter.
+    // One has left since the call began: only who holds it can say so. An old loss would not matter.
+    stage.register(id(1), 10);
+    stage.register(id(2), 10);
     stage.worker(id(2), Goodbye {}, b"");
     stage.replies();
     stage.client(id(9), resend(4), b"");
+    stage.worker(id(1), denied(4), b"");
     assert_eq!(stage.replies()[0].1, Code::Unavailable);
+    stage.client(id(9), resend(7), b"");
+    stage.worker(id(1), Answer { key: key(7), knowledge: Knowledge::HELD }, b"");
+    assert_eq!(stage.works().len(), 1);
     // An idempotent one needs no asking.
     stage.works();
     stage.client(id(9), Call { options: Options::IDEMPOTENT, ..resend(5) }, b"");
@@ -334,16 +349,73 @@ fn heartbeats_heal_the_counts() {
     let mut stage = Stage::new(Settings::default());
     stage.register(id(1), 10);
     (1..=3).for_each(|n| stage.client(id(9), call(n), b""));
-    // It has seen 1 and 2 and holds only 2; 3 never arrived.
+    stage.works();
+    // It has seen 1 and 2 and holds only 2; 3 never arrived. So it is asked about 1 and 3.
+    let mut asked = Vec::new();
     for _ in 0..4 {
         let held = vec![Held { owner: me(), seen: 2, numbers: vec![2] }];
         stage.worker(id(1), Heartbeat { version: 1, held }, b"");
+        for (_, message) in stage.kinds(|m| matches!(m, Message::Ask(_))) {
+            let Message::Ask(ask) = message else { continue };
+            let first = ask.key == key(1);
+            let knowledge = if first { Knowledge::HELD } else { Knowledge::DENIED };
+            stage.worker(id(1), Answer { key: ask.key, knowledge }, b"");
+            asked.push(ask.key);
+        }
         stage.wait_ms(500);
     }
-    let ends: Vec<Code> = stage.replies().into_iter().map(|(_, code, _)| code).collect();
-    assert_eq!(ends, [Code::Unavailable; 2]);
-    assert_eq!(stage.mesh.assigned().collect::<Vec<_>>(), [(id(1), 1)]);
+    // Both are sent again: the one for its answer, the other to be begun.
+    assert_eq!(asked, [key(1), key(3)]);
+    let again: Vec<Key> = stage.works().into_iter().map(|(_, work)| work.key).collect();
+    assert_eq!((again, stage.replies().len()), (vec![key(1), key(3)], 0));
     assert_eq!(stage.mesh.stats().drift, 2);
+}
+
+#[test]
+fn what_a_worker_holds_for_an_owner_that_gave_it_up_still_counts() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 10);
+    stage.register(id(2), 10);
+    for _ in 0..2 {
+        for worker in [id(1), id(2)] {
+            let numbers = if worker == id(1) { vec![7, 8] } else { vec![] };
+            let held = vec![Held { owner: me(), seen: 8, numbers }];
+            stage.worker(worker, Heartbeat { version: 1, held }, b"");
+        }
+        stage.wait_ms(500);
+    }
+    (1..=2).for_each(|n| stage.client(id(9), call(n), b""));
+    assert!(stage.works().iter().all(|(worker, _)| *worker == id(2)));
+    assert_eq!(stage.mesh.loads().map(|load| load.level).collect::<Vec<_>>(), [2, 2]);
+}
+
+#[test]
+fn who_comes_back_from_a_pause_begins_nothing_that_it_had_before() {
+    let hello = |n| Hello { name: "b2".into(), ready: true, sequence: n, goodbye: false };
+    let mut stage = Stage::new(Settings::default());
+    stage.wait_ms(1_000);
+    stage.register(id(1), 1);
+    let mut packet =
+        Packet::from_peer(Steer::Owner(Incarnation::new("b2", 1)), hello(0), Bytes::new());
+    stage.event(Event::FromState(packet.clone()));
+    (1..=2).for_each(|n| stage.client(id(9), call(n), b""));
+    let (_, first) = stage.works().remove(0);
+    // Stopped for 3 s: another broker was home meanwhile. The worker is no deader than before.
+    stage.now = stage.now.plus_ms(3_000);
+    packet.message = hello(0).into();
+    stage.event(Event::FromState(packet));
+    assert!(!stage.mesh.is_ready() && stage.mesh.loads().count() == 1);
+    // What waited here, and what waited in the socket, is asked about.
+    stage.answer(id(1), &first, b"one");
+    stage.client(id(9), call(3), b"");
+    let asks = stage.kinds(|m| matches!(m, Message::Ask(_)));
+    assert_eq!((asks.len(), stage.works().len(), stage.replies().len()), (2, 0, 1));
+    // Nobody has it: not begun, and not answered; its client sends it again.
+    stage.worker(id(1), Answer { key: key(2), knowledge: Knowledge::DENIED }, b"");
+    // Somebody has it: joined.
+    stage.worker(id(1), Answer { key: key(3), knowledge: Knowledge::HELD }, b"");
+    let works: Vec<Key> = stage.works().into_iter().map(|(_, work)| work.key).collect();
+    assert_eq!((works, stage.replies().len(), stage.mesh.held_calls()), (vec![key(3)], 0, 1));
 }
 
 #[test]
@@ -386,11 +458,16 @@ fn it_is_ready_after_a_round_of_beats_and_drains_before_it_goes() {
     assert!(stage.mesh.is_ready());
     stage.register(id(1), 1);
     stage.client(id(9), call(1), b"");
+    // For this one there is no worker, and it would wait for one. Others may; who leaves does not.
+    let waits = Call { service: "pkg.Else".into(), options: Options::WAIT, ..call(2) };
+    stage.client(id(9), waits, b"");
     stage.event(Event::Drain);
     assert!(!stage.mesh.is_ready() && !stage.mesh.drained);
     let work = stage.works().remove(0).1;
     stage.answer(id(1), &work, b"");
+    stage.wait_ms(200);
     assert!(stage.mesh.drained);
+    assert_eq!(stage.replies().len(), 1);
     let goodbye = BrokerBeat { ready: false, goodbye: true };
     assert_eq!(
         stage.kinds(|m| matches!(m, Message::BrokerBeat(b) if b.goodbye)).len(),
@@ -520,6 +597,32 @@ fn a_repeated_ez_id_joins_only_if_it_is_long_and_everything_is_equal() {
 }
 
 #[test]
+fn repeats_that_waited_go_to_different_workers_and_hold_nobody_up() {
+    let mut stage = Stage::new(Settings::default());
+    let ez =
+        |stage: &mut Stage, peer, id| stage.ez(Link::In(0), IN_PIPE, ez_call(peer, id), &[b"x"]);
+    // Nobody is there yet; all of them wait, the repeats of many clients too.
+    (0..20).for_each(|_| ez(&mut stage, b"a", b"1234"));
+    ez(&mut stage, b"b", b"1234");
+    stage.ez(Link::Worker(0), WORKER_PIPE, ez_beat(b"w1"), &[]);
+    let first = stage.ez_works();
+    assert_eq!(first.len(), 1);
+    // The worker has room for others, in front of those that must not see it.
+    ez(&mut stage, b"c", b"5678");
+    assert_eq!(stage.ez_works().len(), 1);
+    stage.ez(Link::Worker(0), WORKER_PIPE, ez_beat(b"w2"), &[]);
+    assert!(stage.ez_works().iter().all(|work| work.peer != first[0].peer));
+    // The first answer is the only one for its client; its repeats are gone.
+    let EzWork { peer, address, id } = first[0].clone();
+    stage.ez(Link::Worker(0), WORKER_PIPE, EzReply { peer, address, id }, &[b"OK"]);
+    assert_eq!(stage.ez_answers().len(), 1);
+    stage.wait_ms(70_000);
+    let answered: Vec<Bytes> = stage.ez_answers().into_iter().map(|answer| answer.0).collect();
+    assert_eq!(answered, ["b", "c"]);
+    stage.idle();
+}
+
+#[test]
 fn an_ez_client_may_name_a_native_method() {
     let mut stage = Stage::new(Settings::default());
     stage.register(id(1), 10);
@@ -528,6 +631,12 @@ fn an_ez_client_may_name_a_native_method() {
     stage.ez(Link::In(0), IN_PIPE, request(), &[b"hi"]);
     let work = stage.works().remove(0).1;
     assert_eq!((work.service.as_str(), work.method.as_str()), ("pkg.Echo", "Say"));
+    // Native workers go by keys: that somebody else has the same short id does not matter to them.
+    let other = EzCall { peer: Bytes::from_static(b"d"), ..request() };
+    stage.ez(Link::In(0), IN_PIPE, other, &[b"hi"]);
+    let second = stage.works().remove(0).1;
+    stage.answer(id(1), &second, b"hey");
+    assert_eq!(stage.ez_answers().len(), 1);
     stage.answer(id(1), &work, b"ho");
     assert_eq!(stage.ez_answers()[0].2, [Bytes::from_static(b"OK"), Bytes::from_static(b"ho")]);
     stage.ez(Link::In(0), IN_PIPE, request(), &[b"too", b"many"]);

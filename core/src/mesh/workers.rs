@@ -105,6 +105,8 @@ impl Mesh {
             heard: now,
             in_flight: 0,
             suspects: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+            strange: 0,
         })
     }
 
@@ -140,16 +142,22 @@ impl Mesh {
             }
         }
         worker.suspects = suspects;
-        self.registry.relevel(slot);
+        let strangers = held
+            .difference(&worker.assigned)
+            .map(|number| (*number, worker.strangers.get(number).copied().unwrap_or(now)));
+        worker.strangers = strangers.collect();
+        // Not at once: a copy of a beat may come by another pipe after the answer that ended it.
+        let confirmed = |since: &&Time| since.plus_ms(SUSPECT_MS) <= now;
+        let strange = worker.strangers.values().filter(confirmed).count() as u32;
+        if std::mem::replace(&mut worker.strange, strange) == strange {
+            self.registry.relevel(slot);
+        } else {
+            self.count_changed(now, slot);
+        }
         self.freed(slot);
         self.stats.drift += lost.len() as u64;
         for number in lost {
-            self.may_have_begun(
-                now,
-                number,
-                edge.peer,
-                "the worker does not hold it, and its answer never came",
-            );
+            self.ask_its_worker(now, number, edge.peer);
         }
     }
 

@@ -1,0 +1,208 @@
+//! Asking workers whether they know a key, where the broker itself cannot say if a call has begun.
+//!
+//! ```text
+//!   a resend that nobody here knows ─────────┐          ┌─ one holds it ───▶ assign: it joins there
+//!   what lay here while this broker was away ┼─▶ Asking ┼─ all deny it ────▶ place, if that decides
+//!   an assignment that its worker let go of ─┘          └─ else, or 1 s ───▶ UNAVAILABLE, or nothing
+//! ```
+//!
+//! A worker that denies a key promises not to begin it for a lower attempt of another broker.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use zex_spec::{
+    Answer, Ask, BEAT_INTERVAL_MS, BEATS_MISSED, Code, Dialect, Knowledge, Options, PeerId,
+};
+
+use super::calls::State;
+use super::memory::Outcome;
+use super::{CallId, Mesh, Timer};
+use crate::Time;
+
+/// Workers have this long to say whether they know a key.
+const ASK_MS: u64 = 1_000;
+/// A call may have begun this much before it says so: clocks tick differently.
+const AGE_MARGIN_MS: u64 = 1_000;
+/// Between two events there is never so much time, unless the process was stopped or starved.
+const AWAY_MS: u64 = 2 * BEAT_INTERVAL_MS;
+
+/// What arrives so long after a pause may have waited in a socket while another broker had our
+/// place. Less than we then need to become ready: what is steered here afterwards is fresh.
+const BACKLOG_MS: u64 = 500;
+
+/// What becomes of a call that nobody holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Otherwise {
+    /// It has not begun: pick a worker.
+    Place,
+    /// Nobody can say whether it ran.
+    Unavailable,
+    /// Its client has sent it again meanwhile, to who can say more.
+    Forget,
+}
+
+/// Workers that are asked about a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asking {
+    waiting: BTreeSet<PeerId>,
+    until: Time,
+    otherwise: Otherwise,
+}
+
+impl Mesh {
+    /// Asks every worker of the call's service.
+    pub(super) fn ask(&mut self, now: Time, id: CallId) {
+        let call = &mut self.calls[id];
+        let (began, stale) = (call.began, std::mem::take(&mut call.stale));
+        let known = self.registry.service(call.dialect, call.service.as_bytes());
+        let entry = known.map(|service| &self.registry.services[service]);
+        let lost = entry
+            .and_then(|entry| entry.last_loss)
+            .is_some_and(|at| at.plus_ms(AGE_MARGIN_MS) > began);
+        // Of workers that went before we knew the workers, we know nothing.
+        let vouched = self.vouches_from.is_some_and(|at| at.plus_ms(AGE_MARGIN_MS) <= began);
+        let slots = entry.map_or_else(Vec::new, |entry| entry.list.all());
+        let workers = slots.iter().map(|slot| &self.registry.workers[*slot as usize]);
+        let asked: BTreeSet<PeerId> =
+            workers.filter(|worker| !worker.paths.is_empty()).map(|worker| worker.id).collect();
+        let all = asked.len() == slots.len();
+        let otherwise = match (stale, vouched && !lost && all) {
+            (true, _) => Otherwise::Forget,
+            (false, true) => Otherwise::Place,
+            (false, false) => Otherwise::Unavailable,
+        };
+        self.ask_these(now, id, asked, otherwise);
+    }
+
+    /// A worker does not hold this any more, and its answer never came: it was lost on its way, as
+    /// the work may have been. The worker still knows the key and gives the same answer again.
+    pub(super) fn ask_its_worker(&mut self, now: Time, number: u64, from: PeerId) {
+        let Some(id) = self.assignments.get(&number).copied() else { return };
+        if self.calls[id].answered || self.calls[id].options.has(Options::STREAM) {
+            let why = "the worker does not hold it, and its answer never came";
+            return self.may_have_begun(now, number, from, why);
+        }
+        self.release(now, id);
+        self.ask_these(now, id, BTreeSet::from([from]), Otherwise::Place);
+    }
+
+    fn ask_these(
+        &mut self,
+        now: Time,
+        id: CallId,
+        workers: BTreeSet<PeerId>,
+        otherwise: Otherwise,
+    ) {
+        if workers.is_empty() {
+            return self.nobody_holds(now, id, otherwise);
+        }
+        let call = &mut self.calls[id];
+        let (key, attempt) = (call.key, call.attempt);
+        let until = now.plus_ms(ASK_MS);
+        call.state = State::Asking(Asking { waiting: workers.clone(), until, otherwise });
+        self.timers.insert((until, Timer::Ask(id)));
+        for worker in workers {
+            let way =
+                self.registry.worker(&worker).and_then(|slot| self.registry.workers[slot].path());
+            if let Some(way) = way {
+                self.send_to_worker(way, worker, Ask { key, attempt });
+            }
+        }
+    }
+
+    /// What a worker says of a key.
+    pub(super) fn on_answer(&mut self, now: Time, from: PeerId, answer: Answer) {
+        let Some(id) = self.keys.get(&answer.key).copied() else { return };
+        let call = &mut self.calls[id];
+        let State::Asking(asking) = &mut call.state else { return };
+        if !asking.waiting.remove(&from) {
+            return;
+        }
+        if answer.knowledge != Knowledge::HELD {
+            let (left, otherwise) = (asking.waiting.len(), asking.otherwise);
+            return if left == 0 {
+                self.nobody_holds(now, id, otherwise)
+            };
+        }
+        // A stream does not move, and there is nothing of it to repeat.
+        let streams = call.options.has(Options::STREAM);
+        match self.registry.worker(&from).filter(|_| !streams) {
+            Some(slot) => self.assign(now, id, slot),
+            None => self.fate_unknown(now, id),
+        }
+    }
+
+    /// The workers had their time to answer.
+    pub(super) fn ask_timed_out(&mut self, now: Time, id: CallId) {
+        let Some(call) = self.calls.get(id) else { return };
+        let State::Asking(asking) = &call.state else { return };
+        if asking.until <= now {
+            let silent = match asking.otherwise {
+                Otherwise::Forget => Otherwise::Forget,
+                Otherwise::Place | Otherwise::Unavailable => Otherwise::Unavailable,
+            };
+            self.nobody_holds(now, id, silent);
+        }
+    }
+
+    fn nobody_holds(&mut self, now: Time, id: CallId, otherwise: Otherwise) {
+        match otherwise {
+            Otherwise::Place => self.place(now, id),
+            Otherwise::Unavailable => self.fate_unknown(now, id),
+            Otherwise::Forget => drop(self.remove(id)),
+        }
+    }
+
+    /// Nobody can say whether it ran. Remembered, because a late duplicate must not run it either.
+    fn fate_unknown(&mut self, now: Time, id: CallId) {
+        let text = "it may have run under a broker or a worker that is gone; \
+                    only an idempotent call is run again";
+        let outcome = Outcome::error(Code::Unavailable, text);
+        self.memory.put(now, self.calls[id].key, outcome.clone());
+        self.finish(now, id, outcome);
+    }
+
+    // ── pauses ───────────────────────────────────────────────────────────────────────────────
+
+    /// Notices that this process made no step for a while. The beats of that time may still wait
+    /// in the sockets, and so may calls that their clients have sent elsewhere long since.
+    pub(super) fn look_for_a_pause(&mut self, now: Time) {
+        let away = now.since(self.handled);
+        self.handled = now;
+        if away.as_millis() > u128::from(AWAY_MS) {
+            self.was_away(now, away);
+        }
+    }
+
+    fn was_away(&mut self, now: Time, away: Duration) {
+        for (_, worker) in &mut self.registry.workers {
+            worker.heard = worker.heard + away;
+            worker.suspects.clear();
+        }
+        self.peers.values_mut().for_each(|peer| peer.heard = peer.heard + away);
+        let elsewhere = !self.peers.is_empty();
+        for (id, call) in self.calls.all() {
+            match &mut call.state {
+                State::Asking(asking) => {
+                    asking.until = asking.until + away;
+                    self.timers.insert((asking.until, Timer::Ask(id)));
+                }
+                State::Queued => {
+                    let idempotent = call.options.has(Options::IDEMPOTENT);
+                    call.stale |= elsewhere && !idempotent && call.dialect == Dialect::Native;
+                }
+                State::Assigned(..) => {}
+            }
+        }
+        if elsewhere {
+            self.backlog_until = now.plus_ms(BACKLOG_MS);
+        }
+        // Pipes and brokers have given us up, and we know the workers no longer: as at a start,
+        // nothing new is steered here before we have heard them.
+        if away.as_millis() >= u128::from(BEAT_INTERVAL_MS * BEATS_MISSED) {
+            (self.ready, self.linked, self.vouches_from) = (false, None, None);
+        }
+        self.beat(false);
+    }
+}
