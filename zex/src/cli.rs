@@ -6,7 +6,9 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{adapter, broker, brokers, call, pipe, pipeline, services, up, workers};
+use crate::commands::{
+    adapter, broker, brokers, call, demo, pipe, pipeline, scheduler, services, up, workers,
+};
 
 /// A ZeroMQ broker mesh with heartbeating workers, and a durable pipeline engine on top of it.
 ///
@@ -39,8 +41,10 @@ pub(crate) struct General {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Commands {
     Up(up::UpArgs),
+    Demo(demo::DemoArgs),
     Pipe(pipe::PipeArgs),
     Broker(broker::BrokerArgs),
+    Scheduler(scheduler::SchedulerArgs),
     Adapter(adapter::AdapterArgs),
     Call(call::CallArgs),
     Services(services::ServicesArgs),
@@ -53,8 +57,13 @@ impl Commands {
     /// Whether it runs until it is stopped: then its logs are its life, and not a disturbance.
     pub(crate) fn is_role(&self) -> bool {
         match self {
-            Self::Up(_) | Self::Pipe(_) | Self::Broker(_) | Self::Adapter(_) => true,
-            Self::Call(_) | Self::Services(_) | Self::Workers(_) => false,
+            Self::Up(_)
+            | Self::Pipe(_)
+            | Self::Broker(_)
+            | Self::Scheduler(_)
+            | Self::Adapter(_) => true,
+            // The demo's results are its summary.
+            Self::Demo(_) | Self::Call(_) | Self::Services(_) | Self::Workers(_) => false,
             Self::Brokers(_) | Self::Pipeline(_) => false,
         }
     }
@@ -63,8 +72,10 @@ impl Commands {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Up(args) => up::run(args).await,
+            Self::Demo(args) => demo::run(args).await,
             Self::Pipe(args) => pipe::run(args).await,
             Self::Broker(args) => broker::run(args).await,
+            Self::Scheduler(args) => scheduler::run(args).await,
             Self::Adapter(args) => adapter::run(args).await,
             Self::Call(args) => call::run(args).await,
             Self::Services(args) => services::run(args).await,

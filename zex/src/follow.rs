@@ -38,6 +38,8 @@ pub(crate) enum View {
     Lines(Lines),
     /// Events on stdout, one JSON object a line.
     Json,
+    /// Not at all.
+    Silent,
 }
 
 impl View {
@@ -55,6 +57,7 @@ impl View {
             Self::Json => json_lines("RunEvent", std::slice::from_ref(event))?,
             Self::Bars(bars) => bars.show(event),
             Self::Lines(lines) => lines.show(event)?,
+            Self::Silent => {}
         }
         Ok(())
     }

@@ -12,7 +12,7 @@
 //! - [`settings`]: where a setting comes from, and its reference page.
 //! - [`output`], [`failure`], [`logs`], [`stop`]: what all commands share: how they speak, fail
 //!   and end.
-//! - [`mesh`]: a whole mesh inside the process. [`reach`]: a client for commands that ask once.
+//! - [`mesh`], [`scheduler`]: a whole mesh inside the process. [`reach`]: a client for commands that ask once.
 //! - [`pipelines`], [`follow`]: the scheduler's service, and a run followed to its end.
 //! - [`methods`], [`nearest`]: services by their descriptors, and names that were meant.
 //!
@@ -29,6 +29,7 @@ mod nearest;
 mod output;
 mod pipelines;
 mod reach;
+mod scheduler;
 mod settings;
 mod stop;
 

@@ -15,6 +15,7 @@ use clap::Args;
 use zex_broker::{Broker, BrokerSettings};
 use zex_client::{Client, ClientOptions};
 use zex_plumbing::{Context, Pipe, PipeSettings, StatePipeSettings};
+use zex_scheduler::SchedulerSettings;
 
 use crate::settings::mesh::{Bind, InPipePorts, StatePipePorts, WorkerPipePorts};
 use crate::stop::DRAIN;
@@ -24,19 +25,27 @@ const READY: Duration = Duration::from_secs(20);
 /// How often they are asked.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Where a mesh in one process listens, and how large it is.
+/// How large a mesh in one process is.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct MeshArgs {
+pub(crate) struct Size {
     /// How many brokers
     #[arg(long, env = "ZEX_BROKERS", value_name = "COUNT", default_value_t = 2)]
     #[arg(help_heading = "Mesh", value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub(crate) brokers: u8,
-    /// First of six ports in a row, instead of 9000 to 9005; 0 lets the system pick each
+    brokers: u8,
+    /// First of six ports in a row, as 9000 for 9000 to 9005; 0 lets the system pick each. If not
+    /// given `zex up` takes the ports below and `zex demo` what the system picks
     #[arg(long, env = "ZEX_PORT_BASE", value_name = "PORT", help_heading = "Mesh")]
     #[arg(value_parser = clap::value_parser!(u16).range(0..=65_530))]
-    pub(crate) port_base: Option<u16>,
+    port_base: Option<u16>,
     #[command(flatten)]
     bind: Bind,
+}
+
+/// Where a mesh in one process listens, and how large it is.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct MeshArgs {
+    #[command(flatten)]
+    size: Size,
     #[command(flatten)]
     in_ports: InPipePorts,
     #[command(flatten)]
@@ -45,26 +54,40 @@ pub(crate) struct MeshArgs {
     worker_ports: WorkerPipePorts,
 }
 
+/// The ports of the three pipes, in the order of their defaults.
+type Ports = [u16; 6];
+
 impl MeshArgs {
-    /// The endpoints to bind, in the order of their default ports.
-    fn endpoints(&self) -> anyhow::Result<[String; 6]> {
+    /// Binds the pipes and starts the brokers.
+    pub(crate) fn start(&self) -> anyhow::Result<Mesh> {
+        self.size.start([
+            self.in_ports.in_pipe_port,
+            self.in_ports.in_pipe_broker_port,
+            self.state_ports.state_pipe_port,
+            self.state_ports.state_pipe_publish_port,
+            self.worker_ports.worker_pipe_port,
+            self.worker_ports.worker_pipe_broker_port,
+        ])
+    }
+}
+
+impl Size {
+    /// Binds the pipes and starts the brokers, on ports of its own if no first one is given.
+    pub(crate) fn start_anywhere(&self) -> anyhow::Result<Mesh> {
+        self.start([0; 6])
+    }
+
+    fn start(&self, ports: Ports) -> anyhow::Result<Mesh> {
         let ports = match self.port_base {
             Some(0) => [0; 6],
             Some(base) => [base, base + 1, base + 2, base + 3, base + 4, base + 5],
-            None => [
-                self.in_ports.in_pipe_port,
-                self.in_ports.in_pipe_broker_port,
-                self.state_ports.state_pipe_port,
-                self.state_ports.state_pipe_publish_port,
-                self.worker_ports.worker_pipe_port,
-                self.worker_ports.worker_pipe_broker_port,
-            ],
+            None => ports,
         };
         let mut endpoints: [String; 6] = Default::default();
         for (endpoint, port) in endpoints.iter_mut().zip(ports) {
             *endpoint = self.bind.endpoint(port)?;
         }
-        Ok(endpoints)
+        Mesh::start(endpoints, self.brokers)
     }
 }
 
@@ -78,10 +101,9 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    /// Binds the pipes and starts the brokers.
-    pub(crate) fn start(args: &MeshArgs) -> anyhow::Result<Self> {
+    fn start(endpoints: [String; 6], brokers: u8) -> anyhow::Result<Self> {
         let context = Context::new();
-        let [clients, to_in, speak, listen, workers, to_worker] = args.endpoints()?;
+        let [clients, to_in, speak, listen, workers, to_worker] = endpoints;
         let edge = |name: &str, peers_endpoint, brokers_endpoint| PipeSettings {
             name: name.to_owned(),
             peers_endpoint,
@@ -96,7 +118,7 @@ impl Mesh {
         let state_pipe = Pipe::start_state(&context, &state)?;
         let worker_pipe = Pipe::start_worker(&context, &edge("worker-pipe", workers, to_worker))?;
         let mut mesh = Self { context, in_pipe, state_pipe, worker_pipe, brokers: Vec::new() };
-        for number in 1..=args.brokers {
+        for number in 1..=brokers {
             let name = format!("broker-{number}");
             let broker = Broker::start(&mesh.context, mesh.broker_settings(&name))?;
             mesh.brokers.push((name, broker));
@@ -114,6 +136,16 @@ impl Mesh {
                 reachable(self.state_pipe.back_endpoint()),
             )],
             bounds: Default::default(),
+        }
+    }
+
+    /// What a scheduler of this mesh needs to know.
+    pub(crate) fn scheduler_settings(&self, name: &str) -> SchedulerSettings {
+        SchedulerSettings {
+            in_pipes: vec![self.for_clients()],
+            worker_pipes: vec![self.for_workers()],
+            name: name.to_owned(),
+            context: Some(self.context.clone()),
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use prost_reflect::prost::Message;
 use zex_client::{Call, Code, Replies, Status};
+use zex_scheduler::SERVICE;
 use zex_spec::proto::{
     CancelRunRequest, ListRunsReply, ListRunsRequest, RunReply, RunRequest, RunView,
     ShowRunRequest, WatchRunRequest,
@@ -13,8 +14,6 @@ use zex_spec::proto::{
 
 use crate::reach::{Reach, nobody};
 
-/// The scheduler's service.
-pub(crate) const SERVICE: &str = "zex.Pipelines";
 /// How long a question may take; a recording is answered when it is on disk.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How long one stream of events may last; who watches longer begins another where it ended.

@@ -1,17 +1,22 @@
 //! `zex up`: the whole mesh in one process.
 
+use std::path::Path;
+
 use clap::Args;
 use serde_json::{Map, Value};
 
 use crate::mesh::{Mesh, MeshArgs};
-use crate::output;
-use crate::stop::Stop;
+use crate::settings::data::Data;
+use crate::stop::{DRAIN, Stop};
+use crate::{output, scheduler};
 
 /// Run a whole mesh in one process: pipes, brokers and a scheduler
 #[derive(Args, Debug)]
 pub(crate) struct UpArgs {
     #[command(flatten)]
     mesh: MeshArgs,
+    #[command(flatten)]
+    data: Data,
     /// Say on stdout in JSON that it is ready, and where it listens
     #[arg(long)]
     json: bool,
@@ -20,31 +25,41 @@ pub(crate) struct UpArgs {
 /// Runs it until it is asked to stop; then it drains.
 pub(crate) async fn run(args: UpArgs) -> anyhow::Result<()> {
     let stop = Stop::catch()?;
-    let mesh = Mesh::start(&args.mesh)?;
+    let mesh = args.mesh.start()?;
+    let directory = args.data.directory();
+    let settings = mesh.scheduler_settings("scheduler");
+    let scheduler = scheduler::start(&directory, settings).await?;
     tokio::select! {
         () = stop.asked() => {}
-        ended = live(&mesh, args.json) => ended?,
+        ended = live(&mesh, &directory, args.json) => ended?,
     }
+    // First who gives work, then who passes it on.
+    scheduler.stop(DRAIN).await;
     mesh.drain().await
 }
 
-async fn live(mesh: &Mesh, json: bool) -> anyhow::Result<()> {
+async fn live(mesh: &Mesh, directory: &Path, json: bool) -> anyhow::Result<()> {
     mesh.ready().await?;
-    say_ready(mesh, json)?;
+    scheduler::known(&mesh.client()?).await?;
+    say_ready(mesh, directory, json)?;
     mesh.live().await
 }
 
-fn say_ready(mesh: &Mesh, json: bool) -> anyhow::Result<()> {
-    let brokers = mesh.broker_names();
+fn say_ready(mesh: &Mesh, directory: &Path, json: bool) -> anyhow::Result<()> {
+    let (brokers, data) = (mesh.broker_names(), directory.display().to_string());
     if json {
         let mut line = Map::new();
         line.insert("ready".into(), "up".into());
         line.extend(mesh.endpoints().map(|(name, endpoint)| (name.into(), endpoint.into())));
         line.insert("brokers".into(), brokers.into());
+        line.insert("data".into(), data.into());
         output::json(&Value::Object(line))?;
         return Ok(());
     }
-    output::line(&format!("mesh ready with {}", brokers.join(", ")))?;
+    output::line(&format!(
+        "mesh ready with {}, its scheduler's store is in {data}",
+        brokers.join(", ")
+    ))?;
     for (name, endpoint) in mesh.endpoints() {
         output::line(&format!("  {:<20} {endpoint}", name.replace('_', "-")))?;
     }

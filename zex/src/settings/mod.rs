@@ -8,12 +8,13 @@
 //! ```
 //!
 //! - [`mesh`]: where the pipes are, or where they shall listen.
-//! - [`name`]: what a role is called.
+//! - [`name`], [`data`]: what a role is called, and where it keeps things.
 //! - [`layers`]: the file and the old names, put under clap's own layers as its defaults.
 //!
 //! A setting is an argument that has an environment variable; its key in the file is the name of
 //! its flag. An argument without one, such as `--json`, belongs to one command line and no file.
 
+pub(crate) mod data;
 pub(crate) mod layers;
 pub(crate) mod mesh;
 pub(crate) mod name;

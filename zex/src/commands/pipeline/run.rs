@@ -3,6 +3,7 @@
 use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
+use zex_client::Code;
 use zex_pipeline::definition::{self, Definition};
 use zex_pipeline::parameters::ParameterKind;
 use zex_spec::proto::{RunRequest, ShowRunRequest};
@@ -41,10 +42,10 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<()> {
     let request = RunRequest { definition: text, parameters_json };
     let recorded = match pipelines.run(&request).await {
         Ok(recorded) => recorded,
-        Err(status) => {
-            let error = pipelines.explain(status).await;
-            return Err(refused(&args.file, &error));
+        Err(status) if status.code == Code::InvalidArgument => {
+            return Err(refused(&args.file, &status.message));
         }
+        Err(status) => return Err(pipelines.explain(status).await),
     };
     let run_id = &recorded.run_id;
     match (args.common.json, args.detach) {

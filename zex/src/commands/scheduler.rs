@@ -1,0 +1,62 @@
+//! `zex scheduler`: the scheduler of a mesh.
+
+use clap::Args;
+use serde_json::json;
+use zex_client::{Client, ClientOptions};
+use zex_scheduler::SchedulerSettings;
+
+use crate::settings::data::Data;
+use crate::settings::mesh::{InPipes, WorkerPipes};
+use crate::settings::name::Name;
+use crate::stop::{DRAIN, Stop};
+use crate::{output, scheduler};
+
+/// Run the scheduler: it keeps pipelines on disk and runs them
+#[derive(Args, Debug)]
+pub(crate) struct SchedulerArgs {
+    #[command(flatten)]
+    data: Data,
+    #[command(flatten)]
+    name: Name,
+    #[command(flatten)]
+    in_pipes: InPipes,
+    #[command(flatten)]
+    worker_pipes: WorkerPipes,
+    /// Say in JSON that the mesh knows it
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs it until it is asked to stop; runs go on when it starts again on the same directory.
+pub(crate) async fn run(args: SchedulerArgs) -> anyhow::Result<()> {
+    let stop = Stop::catch()?;
+    let (name, directory) = (args.name.or_own("scheduler"), args.data.directory());
+    let settings = SchedulerSettings {
+        in_pipes: args.in_pipes.for_clients()?,
+        worker_pipes: args.worker_pipes.for_workers()?,
+        name: name.clone(),
+        context: None,
+    };
+    let client = Client::connect(&settings.in_pipes, ClientOptions::default())?;
+    let scheduler = scheduler::start(&directory, settings).await?;
+    let say = async {
+        // The mesh may come later than this; it is waited for.
+        while scheduler::known(&client).await.is_err() {}
+        let data = directory.display().to_string();
+        match args.json {
+            true => output::json(&json!({"ready": "scheduler", "name": name, "data": data})),
+            false => output::line(&format!("scheduler {name} ready, its store is in {data}")),
+        }
+    };
+    let mut said = std::pin::pin!(say);
+    let mut stopped = std::pin::pin!(stop.asked());
+    tokio::select! {
+        () = &mut stopped => {}
+        said = &mut said => {
+            said?;
+            stopped.await;
+        }
+    }
+    scheduler.stop(DRAIN).await;
+    Ok(())
+}
