@@ -21,19 +21,25 @@ pub struct Catalog {
 
 /// A set of descriptors that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("not a usable FileDescriptorSet: {0}")]
-pub struct CatalogError(#[from] DescriptorError);
+pub enum CatalogError {
+    /// It is no set of descriptors, or files are missing in it.
+    #[error("not a usable FileDescriptorSet: {0}")]
+    Descriptors(#[from] DescriptorError),
+    /// It does not hold the service it was given for.
+    #[error("the descriptors given for {0} do not have it")]
+    NoService(String),
+}
 
 impl Catalog {
-    /// Adds the services of an encoded `FileDescriptorSet` and gives their names.
-    /// A service that was known is known by the new descriptors from now on.
-    pub fn insert(&mut self, descriptor_set: &[u8]) -> Result<Vec<String>, CatalogError> {
+    /// Adds a service by an encoded `FileDescriptorSet` that holds it. When it was
+    /// known, it is known by these descriptors from now on.
+    pub fn insert(&mut self, service: &str, descriptor_set: &[u8]) -> Result<(), CatalogError> {
         let pool = DescriptorPool::decode(descriptor_set)?;
-        let found: Vec<_> =
-            pool.services().map(|found| (found.full_name().to_owned(), found)).collect();
-        let names = found.iter().map(|(name, _)| name.clone()).collect();
-        self.services.extend(found);
-        Ok(names)
+        let Some(found) = pool.get_service_by_name(service) else {
+            return Err(CatalogError::NoService(service.to_owned()));
+        };
+        self.services.insert(service.to_owned(), found);
+        Ok(())
     }
 
     /// A service by its full name.
@@ -93,7 +99,11 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_not_a_descriptor_set() {
-        assert!(super::Catalog::default().insert(&[0xff, 0x01, 0x02]).is_err());
+    fn descriptors_that_do_not_fit_are_refused() {
+        let mut catalog = crate::catalog::Catalog::default();
+        assert!(catalog.insert("test.Users", &[0xff, 0x01, 0x02]).is_err());
+        let error = catalog.insert("test.Nobody", &crate::testing::descriptors()).unwrap_err();
+        assert_eq!(error.to_string(), "the descriptors given for test.Nobody do not have it");
+        assert_eq!(catalog.names().count(), 0);
     }
 }

@@ -21,17 +21,18 @@
 //! This file checks what can be told from the text alone: fields, types, names.
 //! `plan` checks the rest against the services' descriptors.
 //!
-//! Parts: [`Definition`] and what it is made of · `Fields`, which hands out the
-//! fields of a map and names those nobody asked for · [`Input`], what a step sends.
+//! Parts: [`Definition`] and what it is made of · [`Input`], what a step sends ·
+//! `fields`, which hands out the fields of a map and names those nobody asked for.
 
 use std::collections::BTreeSet;
 
 use minijinja::Value;
-use minijinja::value::ValueKind;
 
 use crate::document::{self, Content, Node};
 use crate::expression::{Expression, RESERVED_NAMES, Template, Text, is_name};
-use crate::problem::{Place, Problem, Problems, suggest};
+use crate::fields::Fields;
+use crate::parameters::{Parameter, parameters};
+use crate::problem::{Place, Problem, Problems};
 
 /// The most steps a definition may have. Each step has state in the scheduler's
 /// memory for as long as the run lives; what grows with data belongs into `each`.
@@ -61,34 +62,6 @@ pub struct Definition {
     pub parameters: Vec<Parameter>,
     /// Its steps, in the order of the text.
     pub steps: Vec<Step>,
-}
-
-/// Something a pipeline is started with: `params.NAME` in expressions.
-#[derive(Debug)]
-pub struct Parameter {
-    /// Its name.
-    pub name: String,
-    /// What it may be.
-    pub kind: ParameterKind,
-    /// Its value when none is given; without one it must be given.
-    pub default: Option<Value>,
-}
-
-/// What a parameter may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ParameterKind {
-    /// Text.
-    Text,
-    /// A whole number.
-    Integer,
-    /// Any number.
-    Number,
-    /// True or false.
-    Boolean,
-    /// A list.
-    List,
-    /// A map.
-    Map,
 }
 
 /// One step: a call, or one call for each of many items.
@@ -232,109 +205,6 @@ pub fn parse(text: &str) -> Result<Definition, Problems> {
     problems.into_result(Definition { name, parameters: parameters.unwrap_or_default(), steps })
 }
 
-/// The fields of a map: each is taken once, and what nobody took is unknown.
-struct Fields<'a> {
-    entries: &'a [(String, Node)],
-    place: Place,
-    asked: Vec<&'static str>,
-}
-
-impl<'a> Fields<'a> {
-    fn open(node: &'a Node, place: &Place, problems: &mut Problems) -> Option<Self> {
-        match &node.content {
-            Content::Map(entries) => {
-                Some(Self { entries, place: place.clone(), asked: Vec::new() })
-            }
-            _ => {
-                problems.add(place, format!("a map is wanted, this is {}", node.kind()));
-                None
-            }
-        }
-    }
-
-    /// The field, unless it is absent or null.
-    fn take(&mut self, name: &'static str) -> Option<(&'a Node, Place)> {
-        self.asked.push(name);
-        let (_, node) = self.entries.iter().find(|(key, _)| key == name)?;
-        let place = self.place.field(name).on_line(node.line);
-        (node.content != Content::Null).then_some((node, place))
-    }
-
-    fn text(&mut self, name: &'static str, problems: &mut Problems) -> Option<(String, Place)> {
-        let (node, place) = self.take(name)?;
-        match &node.content {
-            Content::Text(text) => Some((text.clone(), place)),
-            _ => {
-                problems.add(&place, format!("text is wanted, this is {}", node.kind()));
-                // The field is there, so it is not missing as well.
-                Some((String::from("?"), place))
-            }
-        }
-    }
-
-    fn whole(
-        &mut self,
-        name: &'static str,
-        (least, most): (u32, u32),
-        default: u32,
-        problems: &mut Problems,
-    ) -> u32 {
-        let Some((node, place)) = self.take(name) else { return default };
-        let number = match node.content {
-            Content::Integer(number) => u32::try_from(number).ok(),
-            _ => None,
-        };
-        match number.filter(|number| (least..=most).contains(number)) {
-            Some(number) => number,
-            None => {
-                problems.add(&place, format!("a whole number from {least} to {most} is wanted"));
-                default
-            }
-        }
-    }
-
-    fn duration(&mut self, name: &'static str, problems: &mut Problems) -> Option<u64> {
-        let (node, place) = self.take(name)?;
-        let parsed = match &node.content {
-            Content::Text(text) => duration_ms(text),
-            _ => None,
-        };
-        match parsed.filter(|ms| (1..=TIMEOUT_MAX_MS).contains(ms)) {
-            Some(ms) => Some(ms),
-            None => {
-                problems.add(&place, "a time such as 500ms, 30s, 5m or 2h is wanted, at most 720h");
-                None
-            }
-        }
-    }
-
-    fn boolean(&mut self, name: &'static str, problems: &mut Problems) -> bool {
-        let Some((node, place)) = self.take(name) else { return false };
-        match node.content {
-            Content::Bool(truth) => truth,
-            _ => {
-                problems.add(&place, format!("true or false is wanted, this is {}", node.kind()));
-                false
-            }
-        }
-    }
-
-    fn missing(&self, name: &str, what: &str, problems: &mut Problems) -> String {
-        problems.add(&self.place, format!("`{name}` is missing: {what}"));
-        String::new()
-    }
-
-    fn close(self, problems: &mut Problems) {
-        for (key, node) in self.entries {
-            if !self.asked.contains(&key.as_str()) {
-                let near = suggest(key, self.asked.iter().copied());
-                let place = self.place.field(key).on_line(node.line);
-                problems.add(&place, format!("unknown field `{key}`{near}"));
-            }
-        }
-    }
-}
-
 /// `500ms`, `1.5s`, `5m`, `2h` in ms; the command line writes durations the same way.
 pub fn duration_ms(text: &str) -> Option<u64> {
     let unit_at = text.find(|letter: char| letter.is_ascii_alphabetic())?;
@@ -350,128 +220,7 @@ pub fn duration_ms(text: &str) -> Option<u64> {
     (number >= 0.0).then_some((number * unit_ms) as u64)
 }
 
-fn parameters(node: &Node, place: &Place, problems: &mut Problems) -> Vec<Parameter> {
-    let Content::Map(entries) = &node.content else {
-        problems.add(place, format!("a map of parameters is wanted, this is {}", node.kind()));
-        return Vec::new();
-    };
-    let mut parameters = Vec::new();
-    for (name, node) in entries {
-        let place = place.field(name).on_line(node.line);
-        if !is_name(name) || name.len() > NAME_MAX_BYTES {
-            problems.add(&place, name_rule("the name of a parameter"));
-        }
-        let Some(mut fields) = Fields::open(node, &place, problems) else { continue };
-        let kind = match fields.text("type", problems) {
-            Some((name, place)) => parameter_kind(&name, &place, problems),
-            None => {
-                fields.missing("type", "text, integer, number, boolean, list or map", problems);
-                None
-            }
-        };
-        let default = fields.take("default");
-        fields.close(problems);
-        let Some(kind) = kind else { continue };
-        let default = default.and_then(|(node, place)| {
-            let value = node.to_value();
-            match kind.takes(&value) {
-                true => Some(value),
-                false => {
-                    let (wanted, kind) = (kind.words(), node.kind());
-                    problems.add(&place, format!("{wanted} is wanted, this is {kind}"));
-                    None
-                }
-            }
-        });
-        parameters.push(Parameter { name: name.clone(), kind, default });
-    }
-    parameters
-}
-
-fn parameter_kind(name: &str, place: &Place, problems: &mut Problems) -> Option<ParameterKind> {
-    Some(match name {
-        "text" | "string" => ParameterKind::Text,
-        "integer" => ParameterKind::Integer,
-        "number" => ParameterKind::Number,
-        "boolean" => ParameterKind::Boolean,
-        "list" => ParameterKind::List,
-        "map" => ParameterKind::Map,
-        _ => {
-            let near = suggest(name, ["text", "integer", "number", "boolean", "list", "map"]);
-            problems.add(place, format!("there is no type `{name}`{near}"));
-            return None;
-        }
-    })
-}
-
-impl ParameterKind {
-    /// Whether a value is of this kind.
-    pub fn takes(self, value: &Value) -> bool {
-        match self {
-            Self::Text => value.kind() == ValueKind::String,
-            Self::Integer => value.kind() == ValueKind::Number && value.is_integer(),
-            Self::Number => value.kind() == ValueKind::Number,
-            Self::Boolean => value.kind() == ValueKind::Bool,
-            Self::List => matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable),
-            Self::Map => value.kind() == ValueKind::Map,
-        }
-    }
-
-    /// Its name, for people.
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Text => "text",
-            Self::Integer => "a whole number",
-            Self::Number => "a number",
-            Self::Boolean => "true or false",
-            Self::List => "a list",
-            Self::Map => "a map",
-        }
-    }
-}
-
-impl Definition {
-    /// The parameters of a run: those given (a JSON object, or empty text), the
-    /// defaults of the rest. All problems are named under `parameters`.
-    pub fn parameters(&self, given_json: &str) -> Result<Value, Problems> {
-        let place = Place::root().field("parameters");
-        let given = match given_json.trim() {
-            "" => Node { line: None, content: Content::Map(Vec::new()) },
-            text => document::parse_json(text).map_err(|problem| place.problem(problem.message))?,
-        };
-        let Content::Map(entries) = given.content else {
-            return Err(place.problem("the parameters must be a JSON object").into());
-        };
-        let mut problems = Problems::default();
-        for (name, _) in &entries {
-            if !self.parameters.iter().any(|parameter| parameter.name == *name) {
-                let near = suggest(name, self.parameters.iter().map(|known| known.name.as_str()));
-                problems.add(&place.field(name), format!("there is no parameter `{name}`{near}"));
-            }
-        }
-        let mut values = Vec::new();
-        for parameter in &self.parameters {
-            let (name, wanted) = (&parameter.name, parameter.kind.words());
-            let given = entries.iter().find(|(given, _)| given == name);
-            match (given.map(|(_, node)| node), &parameter.default) {
-                (Some(node), _) if parameter.kind.takes(&node.to_value()) => {
-                    values.push((name.clone(), node.to_value()));
-                }
-                (Some(node), _) => {
-                    let kind = node.kind();
-                    problems.add(&place.field(name), format!("{wanted} is wanted, this is {kind}"));
-                }
-                (None, Some(default)) => values.push((name.clone(), default.clone())),
-                (None, None) => {
-                    problems.add(&place.field(name), format!("{wanted} must be given"));
-                }
-            }
-        }
-        problems.into_result(Value::from_pairs(values))
-    }
-}
-
-fn name_rule(what: &str) -> String {
+pub(crate) fn name_rule(what: &str) -> String {
     format!(
         "{what} is made of a-z, A-Z, 0-9 and _, begins with a letter, and has at most {NAME_MAX_BYTES} bytes"
     )

@@ -16,6 +16,7 @@
 //! | --- | --- |
 //! | [`document`] | text → a tree that remembers its lines |
 //! | [`definition`] | the tree → parameters and steps, every field checked |
+//! | [`parameters`] | what a pipeline is started with |
 //! | [`expression`] | what stands between `{{` and `}}` |
 //! | [`catalog`] | the services that are known, by their descriptors |
 //! | [`message`] | protobuf messages ⇄ the values of expressions |
@@ -31,10 +32,12 @@ pub mod catalog;
 pub mod definition;
 pub mod document;
 pub mod expression;
+mod fields;
 pub mod input;
 pub mod key;
 pub mod message;
 mod names;
+pub mod parameters;
 pub mod plan;
 pub mod problem;
 pub mod record;

@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 
-use crate::definition::ParameterKind;
 use crate::expression::{Expression, Path};
 use crate::input::BoundInput;
 use crate::message::{find_field, is_well_known, name_of, no_field};
+use crate::parameters::ParameterKind;
 use crate::problem::suggest;
 
 /// What a name is, as far as that can be told.

@@ -415,7 +415,7 @@ fn order(steps: &[PlannedStep]) -> Result<Vec<usize>, (usize, String)> {
             StepKind::EachItem { source, .. } => Some(source),
             _ => None,
         };
-        if node % 2 == 0 {
+        if node.is_multiple_of(2) {
             needs.extend(step.waits_for.iter().map(|other| end(*other)));
             needs.extend(source.map(begin));
         } else {
@@ -450,7 +450,7 @@ fn order(steps: &[PlannedStep]) -> Result<Vec<usize>, (usize, String)> {
                 }
                 None => {
                     (done[node], open[node]) = (true, false);
-                    if node % 2 == 0 {
+                    if node.is_multiple_of(2) {
                         order.push(node / 2);
                     }
                     stack.pop();

@@ -60,7 +60,9 @@ pub(crate) fn descriptors() -> Vec<u8> {
 pub(crate) fn catalog() -> Catalog {
     static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
         let mut catalog = Catalog::default();
-        catalog.insert(&descriptors()).expect("the text above compiles");
+        for service in ["test.Users", "test.Groups"] {
+            catalog.insert(service, &descriptors()).expect("the text above compiles");
+        }
         catalog
     });
     CATALOG.clone()

@@ -238,8 +238,8 @@ pub struct Run {
     moved: bool,
 }
 
-/// A step, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A step, for people, and for the store when the run has ended.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StepView {
     /// Its state.
     pub state: StepState,

@@ -564,10 +564,10 @@ fn attempts_are_counted_and_wait_between() {
     let mut world = World::with(text, 1, Faults { call: 1, ..Faults::default() });
     let mut starts = Vec::new();
     while world.ended.is_none() {
-        if let Some(call) = world.in_flight.values().next() {
-            if starts.last().is_none_or(|(attempt, _)| *attempt != call.attempt) {
-                starts.push((call.attempt, world.now.0));
-            }
+        if let Some(call) = world.in_flight.values().next()
+            && starts.last().is_none_or(|(attempt, _)| *attempt != call.attempt)
+        {
+            starts.push((call.attempt, world.now.0));
         }
         match world.appending {
             Some(_) => world.append(),

@@ -15,7 +15,7 @@ fn every_store<Checked: Future<Output = ()>>(check: impl Fn(SharedStore) -> Chec
 }
 
 pub(super) fn record(text: &str, event: bool) -> NewRecord {
-    NewRecord { body: text.as_bytes().to_vec(), event }
+    NewRecord { body: text.to_owned().into(), event }
 }
 
 pub(super) fn new_run(id: &str, key: u8) -> NewRun {

@@ -51,7 +51,7 @@ impl Kept {
 }
 
 fn keep(records: Vec<NewRecord>) -> impl Iterator<Item = (Bytes, bool)> {
-    records.into_iter().map(|record| (record.body.into(), record.event))
+    records.into_iter().map(|record| (record.body, record.event))
 }
 
 impl Store for MemoryStore {

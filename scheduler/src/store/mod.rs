@@ -121,7 +121,7 @@ pub struct NewRun {
 #[derive(Debug, Clone)]
 pub struct NewRecord {
     /// Its bytes.
-    pub body: Vec<u8>,
+    pub body: Bytes,
     /// Whether who watches the run is told of it.
     pub event: bool,
 }

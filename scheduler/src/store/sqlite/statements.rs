@@ -99,7 +99,7 @@ fn insert_records(
     let mut insert = connection
         .prepare_cached("INSERT INTO journal (run, seq, event, body) VALUES (?1, ?2, ?3, ?4)")?;
     for (seq, record) in (after + 1..).zip(records) {
-        insert.execute(params![run, signed(seq), record.event, record.body])?;
+        insert.execute(params![run, signed(seq), record.event, &record.body[..]])?;
     }
     Ok(())
 }

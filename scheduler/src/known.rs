@@ -1,0 +1,172 @@
+//! The services that were ever seen, with their descriptors: what pipelines are
+//! checked against, also while nobody serves them.
+//!
+//! ```text
+//!  zex.Mesh/Services, each second ─▶ new ones ─▶ SERVICE/zex.Descriptors ─▶ store, catalog
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt as _};
+use zex_client::{Client, Code, Status};
+use zex_pipeline::catalog::Catalog;
+
+use crate::scheduler::{Shared, stopped};
+use crate::store::{DescriptorId, SharedStore, StoreError};
+
+/// How often the mesh is asked which services it has.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the descriptors of services that stay are asked for again: a service may
+/// be replaced by a newer one without ever being away.
+const ASK_AGAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// How many services are asked for their descriptors at once.
+const ASK_AT_ONCE: usize = 8;
+
+/// The most services that are kept: each has its descriptors in memory.
+const SERVICES_MAX: usize = 10_000;
+
+/// Services of the mesh itself, which are no steps of a pipeline.
+const OWN_PREFIX: &str = "zex.";
+
+/// The services that are known.
+pub(crate) struct Known {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Clone, Default)]
+struct Inner {
+    catalog: Arc<Catalog>,
+    ids: Arc<BTreeMap<String, DescriptorId>>,
+}
+
+impl Known {
+    /// What the store has.
+    pub(crate) async fn load(store: &SharedStore) -> Result<Self, StoreError> {
+        let known = Self { inner: Mutex::default() };
+        for (service, id) in store.services().await? {
+            match store.descriptors(id).await? {
+                Some(descriptors) => {
+                    if let Err(why) = known.add(&service, id, &descriptors) {
+                        tracing::warn!(service, why, "its descriptors in the store are broken");
+                    }
+                }
+                None => tracing::warn!(service, "its descriptors are not in the store"),
+            }
+        }
+        Ok(known)
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The catalog as it is now, with the names of the descriptors of each service.
+    pub(crate) fn now(&self) -> (Arc<Catalog>, Arc<BTreeMap<String, DescriptorId>>) {
+        let inner = self.inner();
+        (Arc::clone(&inner.catalog), Arc::clone(&inner.ids))
+    }
+
+    fn add(&self, service: &str, id: DescriptorId, descriptors: &[u8]) -> Result<(), String> {
+        let mut inner = self.inner();
+        let full = inner.ids.len() >= SERVICES_MAX && !inner.ids.contains_key(service);
+        if full {
+            return Err(format!("{SERVICES_MAX} services are known, no more are taken"));
+        }
+        let catalog = Arc::make_mut(&mut inner.catalog);
+        catalog.insert(service, descriptors).map_err(|error| error.to_string())?;
+        Arc::make_mut(&mut inner.ids).insert(service.to_owned(), id);
+        Ok(())
+    }
+
+    /// Takes descriptors of a service, keeps them when they are new.
+    async fn learn(
+        &self,
+        store: &SharedStore,
+        service: &str,
+        descriptors: Bytes,
+    ) -> Result<(), String> {
+        let id = DescriptorId::of(&descriptors);
+        if self.inner().ids.get(service) == Some(&id) {
+            return Ok(());
+        }
+        // Checked before they are kept, so that the store has only what can be read.
+        let mut probe = Catalog::default();
+        probe.insert(service, &descriptors).map_err(|error| error.to_string())?;
+        let kept = store.put_descriptors(service.to_owned(), descriptors.clone()).await;
+        kept.map_err(|error| error.to_string())?;
+        self.add(service, id, &descriptors)?;
+        tracing::info!(service, "a service is known");
+        Ok(())
+    }
+
+    /// Asks a service for its descriptors now. False when nobody answers with some.
+    pub(crate) async fn ask(&self, store: &SharedStore, client: &Client, service: &str) -> Asked {
+        match client.mesh().descriptors(service).await {
+            Ok(descriptors) => {
+                if let Err(why) = self.learn(store, service, descriptors).await {
+                    tracing::warn!(service, why, "its descriptors are not taken");
+                }
+                Asked::Answered
+            }
+            Err(Status { code: Code::Unimplemented, .. }) => Asked::Answered,
+            Err(status) => {
+                tracing::debug!(service, %status, "no descriptors yet");
+                Asked::NoAnswer
+            }
+        }
+    }
+}
+
+/// Whether a service said something of its descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Answered,
+    NoAnswer,
+}
+
+/// Follows the mesh until the scheduler stops.
+pub(crate) async fn follow(shared: Arc<Shared>) {
+    let mut tick = tokio::time::interval(ASK_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut asked, mut since) = (BTreeSet::<String>::new(), tokio::time::Instant::now());
+    let mut stopping = shared.stopping();
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stopped(&mut stopping) => return,
+        }
+        let services = match shared.client.mesh().services().await {
+            Ok(list) => list.services,
+            Err(status) => {
+                tracing::debug!(%status, "the mesh does not say which services it has");
+                continue;
+            }
+        };
+        if since.elapsed() >= ASK_AGAIN_EVERY {
+            (asked, since) = (BTreeSet::new(), tokio::time::Instant::now());
+        }
+        let names: BTreeSet<String> = services.into_iter().map(|service| service.name).collect();
+        // One that was away is asked again when it is back: it may be another version.
+        asked.retain(|name| names.contains(name));
+        let new: Vec<String> = names
+            .into_iter()
+            .filter(|name| !name.starts_with(OWN_PREFIX) && !asked.contains(name))
+            .collect();
+        let ask = |name: String| {
+            let shared = &shared;
+            async move {
+                let answer = shared.known.ask(&shared.store, &shared.client, &name).await;
+                (name, answer)
+            }
+        };
+        let answers: Vec<_> =
+            stream::iter(new).map(ask).buffer_unordered(ASK_AT_ONCE).collect().await;
+        let answered = answers.into_iter().filter(|(_, answer)| *answer == Asked::Answered);
+        asked.extend(answered.map(|(name, _)| name));
+    }
+}

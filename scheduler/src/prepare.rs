@@ -1,0 +1,89 @@
+//! A definition and parameters into what runs: read, checked, planned.
+//!
+//! Once when a run is accepted, against the services that are known then, and again
+//! when it is loaded, against the descriptors that were kept with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use minijinja::Value;
+use zex_pipeline::catalog::Catalog;
+use zex_pipeline::definition::{self, Definition};
+use zex_pipeline::plan::Plan;
+use zex_pipeline::problem::Problems;
+
+use crate::known::Asked;
+use crate::scheduler::Shared;
+use crate::store::{DescriptorId, SharedStore, StoredRun};
+
+/// The most bytes of parameters: they are evaluated into every item.
+const PARAMETERS_MAX_BYTES: usize = 1 << 20;
+
+/// A pipeline that is ready to run.
+pub(crate) struct Prepared {
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) parameters: Value,
+    pub(crate) descriptors: Vec<DescriptorId>,
+}
+
+impl Prepared {
+    /// Checks a pipeline against the services that are known. One that is not known
+    /// yet is asked for first: its worker may have come a moment ago.
+    pub(crate) async fn new(
+        shared: &Shared,
+        text: &str,
+        parameters_json: &str,
+    ) -> Result<Self, Problems> {
+        let definition = definition::parse(text)?;
+        let parameters = parameters(&definition, parameters_json)?;
+        let services: BTreeSet<&str> =
+            definition.steps.iter().map(|step| step.service.as_str()).collect();
+        for service in &services {
+            let unknown = shared.known.now().0.service(service).is_none();
+            if unknown && !service.is_empty() {
+                let asked = shared.known.ask(&shared.store, &shared.client, service).await;
+                let answered = asked == Asked::Answered;
+                tracing::debug!(service, answered, "an unknown service was asked");
+            }
+        }
+        let (catalog, ids) = shared.known.now();
+        let descriptors = services.iter().filter_map(|service| ids.get(*service).copied());
+        let descriptors: BTreeSet<DescriptorId> = descriptors.collect();
+        let plan = Arc::new(Plan::new(definition, &catalog)?);
+        Ok(Self { plan, parameters, descriptors: descriptors.into_iter().collect() })
+    }
+
+    /// Makes the plan of a kept run again.
+    pub(crate) async fn again(store: &SharedStore, run: &StoredRun) -> Result<Self, String> {
+        let definition = definition::parse(&run.definition).map_err(words)?;
+        let parameters = parameters(&definition, &run.parameters_json).map_err(words)?;
+        let mut sets = BTreeMap::new();
+        for id in &run.descriptors {
+            let set = store.descriptors(*id).await.map_err(|error| error.to_string())?;
+            sets.insert(*id, set.ok_or_else(|| "descriptors of it are missing".to_owned())?);
+        }
+        let mut catalog = Catalog::default();
+        for step in &definition.steps {
+            // Every set was kept for one of the services; which one, it says itself.
+            let found = sets.values().any(|set| catalog.insert(&step.service, set).is_ok());
+            if !found {
+                return Err(format!("no descriptors of {} were kept with it", step.service));
+            }
+        }
+        let plan = Arc::new(Plan::new(definition, &catalog).map_err(words)?);
+        Ok(Self { plan, parameters, descriptors: run.descriptors.clone() })
+    }
+}
+
+fn parameters(definition: &Definition, json: &str) -> Result<Value, Problems> {
+    if json.len() > PARAMETERS_MAX_BYTES {
+        let place = zex_pipeline::problem::Place::root().field("parameters");
+        let message = format!("{} bytes; the most is {PARAMETERS_MAX_BYTES}", json.len());
+        return Err(place.problem(message).into());
+    }
+    definition.parameters(json)
+}
+
+fn words(problems: Problems) -> String {
+    format!("its definition is not understood any more: {problems}")
+}
