@@ -221,23 +221,30 @@ impl Bars {
 /// A line when something changes, and now and then how far it is.
 #[derive(Default)]
 pub(crate) struct Lines {
-    steps: BTreeMap<String, (Instant, String)>,
+    /// When something was said of a step, and what was heard of it last.
+    steps: BTreeMap<String, (Option<Instant>, String)>,
 }
 
 impl Lines {
     fn show(&mut self, event: &RunEvent) -> anyhow::Result<()> {
-        if let Some(line) = news(event) {
-            output::line(&line)?;
-        }
-        let Some(Event::Progress(told)) = &event.event else { return Ok(()) };
-        for step in &told.steps {
-            let text = progress(step);
-            let said = self.steps.get(&step.id);
-            if said.is_none_or(|(at, said)| *said != text && at.elapsed() >= LINE_EVERY) {
-                output::line(&format!("{}: {text}", step.id))?;
-                self.steps.insert(step.id.clone(), (Instant::now(), text));
+        if let Some(Event::Progress(told)) = &event.event {
+            for step in &told.steps {
+                let (said, last) = self.steps.entry(step.id.clone()).or_default();
+                let text = progress(step);
+                if *last != text && said.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
+                    output::line(&format!("{}: {text}", step.id))?;
+                    *said = Some(Instant::now());
+                }
+                *last = text;
             }
         }
+        let Some(mut line) = news(event) else { return Ok(()) };
+        if let Some(Event::Step(changed)) = &event.event
+            && let Some((_, last)) = self.steps.get(&changed.step_id)
+        {
+            line += &format!(", {last}");
+        }
+        output::line(&line)?;
         Ok(())
     }
 }

@@ -59,7 +59,8 @@ fn a_python_service_is_attached_called_lost_and_found() {
 
     assert_eq!(adapter.stop(STOP).code(), Some(0), "{}", adapter.log());
     until("the drained adapter is gone", GONE, || {
-        mesh.zex(&["workers", "--json"]).json().is_empty().then_some(())
+        let workers = mesh.zex(&["workers", "--json"]).json();
+        workers.iter().all(|worker| worker["name"] != "py").then_some(())
     });
 }
 

@@ -24,9 +24,11 @@ fn a_mesh_comes_up_answers_and_stops() {
     assert!(table.out.starts_with("BROKER "), "{}", table.out);
     assert_eq!((table.code, table.out.lines().count()), (0, 4));
 
-    let none = mesh.zex(&["workers"]);
+    let workers = mesh.zex(&["workers", "--json"]).json();
+    assert_eq!((workers.len(), &workers[0]["services"][0]), (1, &"zex.Pipelines".into()));
+    let none = mesh.zex(&["pipeline", "ls"]);
     assert_eq!((none.code, none.out.as_str()), (0, ""));
-    assert!(none.err.contains("zex adapter"), "{}", none.err);
+    assert!(none.err.contains("zex pipeline run"), "{}", none.err);
 
     let methods = mesh.zex(&["call", "zex.Mesh", "--json"]).json();
     let names: Vec<_> = methods.iter().map(|method| method["method"].as_str().unwrap()).collect();

@@ -217,14 +217,20 @@ pub fn python() -> Command {
 pub struct Mesh {
     pub program: Program,
     pub ready: Value,
+    /// Holds its store, if the test names no directory.
+    _data: tempfile::TempDir,
 }
 
 impl Mesh {
     /// `zex up` with these further arguments.
     pub fn up(args: &[&str]) -> Self {
-        let mut program = Program::zex(&[&["up", "--json", "--port-base", "0"], args].concat());
+        let dir = tempfile::tempdir().unwrap();
+        let data = ["--data", dir.path().to_str().unwrap()];
+        let own: &[&str] = if args.contains(&"--data") { &[] } else { &data };
+        let up = ["up", "--json", "--port-base", "0"];
+        let mut program = Program::zex(&[&up, own, args].concat());
         let ready = program.json();
-        Self { program, ready }
+        Self { program, ready, _data: dir }
     }
 
     /// An endpoint of the ready line.

@@ -147,6 +147,7 @@ async fn show(
     let pipelines = Pipelines(reach);
     let before = Tally::ask(&reach.client).await?;
     let chosen = choose(args, &pipelines).await?;
+    let earlier = before.calls();
     // What an interrupted demo has added is part of its run.
     let before = if chosen.resumed { Tally::default() } else { before };
     let (run_id, verb) = (&chosen.run_id, if chosen.resumed { "goes on" } else { "begins" });
@@ -166,7 +167,9 @@ async fn show(
         }
         return judge(run_id, state);
     }
-    let tally = Tally::ask(&reach.client).await?.since(&before);
+    let tally = Tally::ask(&reach.client).await?;
+    let now = tally.calls() - earlier.min(tally.calls());
+    let tally = tally.since(&before);
     let verdict = verdict::of(&reach.client, chosen.users).await?;
     if args.json {
         let mut summary =
@@ -174,7 +177,11 @@ async fn show(
         tally.put_into(&mut summary, &verdict);
         output::json(&summary)?;
     } else {
-        tally.print(&services.passed_on(), took)?;
+        let rate = now as f64 / took.as_secs_f64().max(0.001);
+        tally.print(&services.passed_on())?;
+        output::line(&tally.sum())?;
+        output::line(&format!("{now} now, in {:.1} s: {rate:.0} a second\n", took.as_secs_f64()))?;
+        tally.print_groups()?;
         output::line(&format!("\nGroups says: {verdict}"))?;
     }
     if !verdict.is_right() || !tally.adds_up(chosen.users) {

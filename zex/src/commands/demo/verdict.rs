@@ -12,7 +12,7 @@ use users_groups::{UsersOptions, Verdict};
 use zex_client::{Call, Client};
 
 use super::services::SEED;
-use crate::output::{self, Table};
+use crate::output::Table;
 
 const SERVICE: &str = "example.v1.Groups";
 /// How long Groups may take to read its ledger.
@@ -82,8 +82,13 @@ impl Tally {
         }
     }
 
-    /// The table: steps by adapter, and their sum.
-    pub(super) fn print(&self, passed_on: &[(&str, u64)], took: Duration) -> anyhow::Result<()> {
+    /// Calls in all.
+    pub(super) fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// The table of steps by adapter.
+    pub(super) fn print(&self, passed_on: &[(&str, u64)]) -> anyhow::Result<()> {
         let mut table = Table::new(["ADAPTER", "#STEPS", "#SHARE"]);
         for (name, calls) in passed_on {
             // Groups knows better than its adapter: the ledger is older than this process.
@@ -97,12 +102,11 @@ impl Tally {
             table.row(row);
         }
         table.print()?;
-        let rate = self.calls as f64 / took.as_secs_f64().max(0.001);
-        output::line(&format!(
-            "{}; {:.1} s, {rate:.0} steps a second\n",
-            self.sum(),
-            took.as_secs_f64()
-        ))?;
+        Ok(())
+    }
+
+    /// The table of users by group.
+    pub(super) fn print_groups(&self) -> anyhow::Result<()> {
         let mut table = Table::new(["GROUP", "#USERS"]);
         for (group, users) in &self.by_group {
             table.row([group.clone(), users.to_string()]);
