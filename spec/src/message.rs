@@ -396,7 +396,7 @@ messages! {
     0x07 BrokerDown []: "in pipe → client",
     0x11 Work [Bin, Bin16, Str, Str, Uint, Uint, Uint]: "broker → worker",
     0x12 Busy [Bin, Bin16]: "worker → broker (owner)",
-    0x13 Ask [Bin16, Uint]: "broker → worker",
+    0x13 Ask [Bin16, Uint]: "broker → worker, broker → every broker",
     0x14 Answer [Bin16, Uint]: "worker → broker (owner)",
     0x15 Register [Str, Uint, Uint, List(&Str)]: "worker → every broker",
     0x16 Heartbeat [Uint, List(&Fields(&[Uint, Uint, List(&Uint)]))]: "worker → every broker",

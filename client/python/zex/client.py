@@ -253,7 +253,9 @@ class Client(Loop):
             )
             wait_s = _RESEND_S if pending.owner is None else _RESEND_SIGNED_S
             self._set_due(pending, now + wait_s * random.uniform(1, 1.125))
-            steer = Steer.home(pending.call.service)
+            # Who has accepted it has it, even where another broker has become the service's home.
+            owner = pending.owner
+            steer = Steer.home(pending.call.service) if owner is None else Steer.owner(owner)
             packet = wire.Packet(pending.call, steer, pending.body)
             if self._send(path, wire.encode(packet)):
                 return

@@ -6,7 +6,8 @@
 //!   an assignment that its worker let go of ─┘          └─ else, or 1 s ───▶ UNAVAILABLE, or nothing
 //! ```
 //!
-//! A worker that denies a key promises not to begin it for a lower attempt of another broker.
+//! A worker that denies a key promises not to begin it for a lower attempt of another broker. The
+//! other brokers hear the question, too: who has an earlier attempt waiting lets go of it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -72,7 +73,23 @@ impl Mesh {
             (false, true) => Otherwise::Place,
             (false, false) => Otherwise::Unavailable,
         };
+        let call = &self.calls[id];
+        let (key, attempt) = (call.key, call.attempt);
+        if !self.peers.is_empty() {
+            self.tell(Ask { key, attempt });
+        }
         self.ask_these(now, id, asked, otherwise);
+    }
+
+    /// Another broker has a later attempt of this and will see to it. What only waits here must not
+    /// begin when the other's may have ended.
+    pub(super) fn on_broker_asks(&mut self, ask: &Ask) {
+        let Some(id) = self.keys.get(&ask.key).copied() else { return };
+        let call = &self.calls[id];
+        let waits = !matches!(call.state, State::Assigned(..));
+        if waits && call.attempt < ask.attempt {
+            self.remove(id);
+        }
     }
 
     /// A worker does not hold this any more, and its answer never came: it was lost on its way, as
@@ -198,10 +215,10 @@ impl Mesh {
         if elsewhere {
             self.backlog_until = now.plus_ms(BACKLOG_MS);
         }
-        // Pipes and brokers have given us up, and we know the workers no longer: as at a start,
-        // nothing new is steered here before we have heard them.
+        // Pipes and brokers have given us up: as at a start, nothing new is steered here before we
+        // have heard the workers.
         if away.as_millis() >= u128::from(BEAT_INTERVAL_MS * BEATS_MISSED) {
-            (self.ready, self.linked, self.vouches_from) = (false, None, None);
+            (self.ready, self.linked) = (false, None);
         }
         self.beat(false);
     }

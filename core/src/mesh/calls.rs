@@ -272,10 +272,14 @@ impl Mesh {
         }
         entry.queue.bytes = bytes;
         entry.queue.insert(id, !call.never.is_empty());
+        self.to_pump.insert(service);
         if !call.avoid.is_empty() {
             self.timers.insert((now.plus_ms(RETRY_MS), Timer::Retry(id)));
+        } else if call.origin == Origin::Native && !call.options.has(Options::ACKNOWLEDGE) {
+            // It may take its time; its client need not ask others for it.
+            let (path, key) = (call.path.clone(), call.key);
+            self.accept(&path, key);
         }
-        self.to_pump.insert(service);
     }
 
     pub(super) fn dequeue(&mut self, id: CallId) {

@@ -489,7 +489,7 @@ impl Mesh {
             !self.settings.state || (self.shares.echo.is_some() && (synced || !patient));
         if !self.ready && knows_workers && knows_peers {
             self.ready = true;
-            self.vouches_from = Some(now);
+            self.vouches_from.get_or_insert(now);
             self.beat(false);
         }
     }

@@ -83,6 +83,7 @@ impl Mesh {
                 self.share_soon(now);
             }
             Message::WantSnapshot(_) => {}
+            Message::Ask(ask) => self.on_broker_asks(&ask),
             _ => self.drop_one(),
         }
     }

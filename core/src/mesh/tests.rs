@@ -226,6 +226,8 @@ fn a_full_queue_says_so_and_a_deadline_ends_what_waits() {
     assert_eq!(stage.replies(), [(id(9), Code::ResourceExhausted, Bytes::new())]);
     let works = stage.works();
     assert_eq!(works.len(), 1);
+    // Whose call waits here need not ask others for it.
+    assert_eq!(stage.kinds(|m| matches!(m, Message::Accepted(_))).len(), 2);
     // The worker beats, so that only the deadlines end these calls.
     for _ in 0..21 {
         let held = vec![Held { owner: me(), seen: 1, numbers: vec![1] }];
@@ -306,6 +308,20 @@ fn a_resend_nobody_here_knows_is_asked_about_before_it_runs() {
     stage.works();
     stage.client(id(9), Call { options: Options::IDEMPOTENT, ..resend(5) }, b"");
     assert_eq!(stage.works().len(), 1);
+}
+
+#[test]
+fn what_waits_here_is_forgotten_when_another_broker_has_a_later_attempt() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 1);
+    (1..=3).for_each(|n| stage.client(id(9), Call { attempt: n - 1, ..call(n) }, b""));
+    let other = Steer::Owner(Incarnation::new("b2", 1));
+    // 1 runs, 2 waits with the attempt that is asked about, 3 has just been asked about here.
+    for (n, attempt) in [(1, 9), (2, 1), (3, 9)] {
+        let packet = Packet::from_peer(other, Ask { key: key(n), attempt }, Bytes::new());
+        stage.event(Event::FromState(packet));
+    }
+    assert_eq!((stage.mesh.held_calls(), stage.replies().len()), (2, 0));
 }
 
 #[test]

@@ -293,7 +293,9 @@ impl Session {
         let wait = if pending.owner.is_some() { RESEND_SIGNED_MS } else { RESEND_MS };
         let spread = jitter(key, pending.call.attempt, wait / 8);
         let due = pending.deadline.min(now.plus_ms(wait + spread));
-        let steer = Steer::Home(ServiceHash::of(pending.call.service.as_bytes()));
+        // Who has accepted it has it, even where another broker has become the service's home.
+        let home = || Steer::Home(ServiceHash::of(pending.call.service.as_bytes()));
+        let steer = pending.owner.map_or_else(home, Steer::Owner);
         let packet = Packet::from_peer(steer, pending.call.clone(), pending.body.clone());
         self.timers.reset(*key, &mut pending.due, due);
         self.actions.push_back(Action::ToPipe(path, packet));

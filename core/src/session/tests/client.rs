@@ -141,6 +141,8 @@ fn resends_come_after_a_second_and_after_a_sign_every_three() {
         }
         assert!((3_000..=3_375).contains(&(ms - last)), "{ms} after {last}");
         assert_eq!(done, [format!("{}>#{}", times % 2, times + 2)]);
+        // To who has it, whoever may have become the service's home.
+        assert_eq!(client.sent.last().map(|(_, packet)| packet.steer), Some(Steer::Owner(A)));
         (last, times) = (ms, times + 1);
     }
     assert!((5..=6).contains(&times));
