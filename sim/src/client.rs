@@ -1,0 +1,191 @@
+//! A native client: `zex_core::session::client` and a caller that makes calls of every kind.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use zex_core::Time;
+use zex_core::session::client::{Action, Event, Limits, NewCall, Session};
+use zex_core::session::{Messages, Path};
+use zex_spec::{Key, Options, PeerId, Status};
+
+use crate::env::Env;
+use crate::ledger::{Rule, Subject};
+use crate::net::{ConnId, End, Letter, Sent};
+use crate::scenario::{ClientPlan, Mood, START};
+use crate::worker::{service_name, stream_message};
+
+/// From this time on the mesh is up, and what is certain is certain, milliseconds after the start.
+const UP_MS: u64 = 4_000;
+
+/// A stream that is being read.
+#[derive(Debug, Default)]
+struct Reading {
+    messages: Messages,
+    request: Bytes,
+    /// The number that the next message must have.
+    next: u64,
+}
+
+/// One client.
+pub(crate) struct ClientNode {
+    plan: ClientPlan,
+    mood: Mood,
+    services: usize,
+    until: Time,
+    pub(crate) peer: PeerId,
+    pub(crate) session: Session,
+    pub(crate) paths: Vec<ConnId>,
+    next_call: Option<Time>,
+    cancels: BTreeSet<(Time, Key)>,
+    streams: BTreeMap<Key, Reading>,
+}
+
+impl ClientNode {
+    pub(crate) fn new(plan: ClientPlan, mood: Mood, services: usize, until: Time) -> Self {
+        Self {
+            plan,
+            mood,
+            services,
+            until,
+            peer: PeerId::default(),
+            session: Session::new(1, Limits::default()),
+            paths: Vec::new(),
+            next_call: None,
+            cancels: BTreeSet::new(),
+            streams: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn start(&mut self, env: &mut Env) {
+        self.peer = PeerId(env.chance.sixteen());
+        self.session = Session::new(self.paths.len() as u8, Limits::default());
+        self.next_call = Some(env.now.plus_ms(env.chance.between(0, 3_000)));
+    }
+
+    pub(crate) fn timeout(&self) -> Option<Time> {
+        let cancel = self.cancels.first().map(|(at, _)| *at);
+        [self.session.poll_timeout(), self.next_call, cancel].into_iter().flatten().min()
+    }
+
+    pub(crate) fn receive(&mut self, env: &mut Env, conn: ConnId, letter: Letter) {
+        let Letter::Native(packet) = letter else { return };
+        if let Some(path) = self.paths.iter().position(|known| *known == conn) {
+            self.handle(env, Event::FromPipe(Path(path as u8), packet));
+        }
+    }
+
+    pub(crate) fn tick(&mut self, env: &mut Env) {
+        if self.session.poll_timeout().is_some_and(|at| at <= env.now) {
+            self.handle(env, Event::Tick);
+        }
+        while let Some((at, key)) = self.cancels.first().copied()
+            && at <= env.now
+        {
+            self.cancels.remove(&(at, key));
+            if env.ledger.waits(&key) {
+                env.ledger.cancelled(&key);
+                self.handle(env, Event::Cancel(key));
+            }
+        }
+        if self.next_call.is_some_and(|at| at <= env.now) {
+            self.call(env);
+            let gap = std::time::Duration::from_micros(env.chance.exponential(self.plan.gap_us));
+            self.next_call = Some(env.now + gap).filter(|at| *at < self.until);
+        }
+    }
+
+    fn call(&mut self, env: &mut Env) {
+        let plan = self.plan.clone();
+        let key = Key(env.chance.sixteen());
+        let astray = env.chance.happens(plan.astray);
+        let number = if astray { 99 } else { env.chance.index(self.services) };
+        let mut options = Options::default();
+        for (option, chance) in [
+            (Options::IDEMPOTENT, plan.idempotent),
+            (Options::WAIT, plan.wait),
+            (Options::STREAM, plan.stream),
+            (Options::ACKNOWLEDGE, plan.acknowledge),
+        ] {
+            if env.chance.happens(chance) {
+                options = options.with(option);
+            }
+        }
+        let body = request(env, &key);
+        let (low, high) = plan.deadline_ms;
+        let deadline = env.now.plus_ms(env.chance.between(low, high));
+        let stream = options.has(Options::STREAM);
+        let certain =
+            self.mood != Mood::Rough && !astray && !stream && env.now >= START.plus_ms(UP_MS);
+        let idempotent = options.has(Options::IDEMPOTENT);
+        env.ledger.made(key, deadline, body.clone(), (idempotent, certain));
+        if stream {
+            let reading = Reading { request: body.clone(), ..Reading::default() };
+            self.streams.insert(key, reading);
+        }
+        if env.chance.happens(plan.cancel) {
+            let at = env.now.plus_ms(env.chance.between(0, 2_000));
+            self.cancels.insert((at, key));
+        }
+        let (service, method) = (service_name(number), "Echo".to_owned());
+        self.handle(env, Event::Call(NewCall { key, service, method, body, deadline, options }));
+    }
+
+    fn handle(&mut self, env: &mut Env, event: Event) {
+        self.session.handle(env.now, event);
+        while let Some(action) = self.session.poll_action() {
+            match action {
+                Action::ToPipe(path, packet) => {
+                    let Some(conn) = self.paths.get(usize::from(path.0)) else { continue };
+                    if env.send_packet(*conn, End::Pipe, packet.clone()) != Sent::Taken {
+                        self.session.handle(env.now, Event::Refused(path, packet));
+                    }
+                }
+                Action::Chunk(key, part) => self.read(env, key, part),
+                Action::End(key, outcome) => self.end(env, key, &outcome),
+            }
+        }
+    }
+
+    fn read(&mut self, env: &mut Env, key: Key, part: Bytes) {
+        if !env.ledger.waits(&key) {
+            let text = format!("call {key} has ended and gets more of its stream");
+            env.ledger.violation(env.now, Rule::OneAnswer, Subject::Call(key), text);
+        }
+        let Some(reading) = self.streams.get_mut(&key) else { return };
+        let bytes = part.len() as u32;
+        reading.messages.push(part);
+        while let Ok(Some(message)) = reading.messages.next_message() {
+            let large = message.len() > 1_000;
+            if message != stream_message(&reading.request, reading.next, large) {
+                let text = format!("the stream of {key} has a wrong message {}", reading.next);
+                env.ledger.violation(env.now, Rule::Payload, Subject::Call(key), text);
+            }
+            reading.next += 1;
+        }
+        self.session.handle(env.now, Event::Consumed(key, bytes));
+    }
+
+    fn end(&mut self, env: &mut Env, key: Key, outcome: &Result<Bytes, Status>) {
+        let reading = self.streams.remove(&key);
+        env.ledger.ended(env.now, key, outcome, |request, reply| match &reading {
+            None => reply == request,
+            // The last message may come as a chunk or with the end.
+            Some(reading) if reading.messages.finish().is_err() => false,
+            Some(reading) if reply.is_empty() => reading.next > 0,
+            Some(reading) => *reply == stream_message(request, reading.next, false),
+        });
+    }
+}
+
+/// A request: its key, and something behind it.
+fn request(env: &mut Env, key: &Key) -> Bytes {
+    let len = match env.chance.between(0, 99) {
+        0 => 70_000,
+        1 => 9_000,
+        _ => env.chance.between(0, 64) as usize,
+    };
+    let mut body = BytesMut::with_capacity(16 + len);
+    body.put_slice(&key.0);
+    body.resize(16 + len, key.0[0]);
+    body.freeze()
+}

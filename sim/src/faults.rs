@@ -1,0 +1,317 @@
+//! What goes wrong: connections end and come back, processes die, freeze and start again.
+//!
+//! ```text
+//!   cut ──▶ each end notices (at once, or after ≤ 2 s of silence) ──▶ the dialer dials ──▶ up
+//!    ▲                                                                   ▲
+//!  fault                                                               start
+//! ```
+
+use bytes::Bytes;
+use zex_core::mesh::Event;
+use zex_spec::Address;
+
+use crate::env::Env;
+use crate::net::{ConnId, End, Identity, Letter};
+use crate::queue::{Next, NodeId};
+use crate::scenario::Fault;
+use crate::trace::address_of;
+use crate::world::{Role, World};
+
+/// libzmq's heartbeats (500 ms, timeout 1.5 s) see the end of a silent connection within this
+/// time, milliseconds.
+const SILENT_MS: (u64, u64) = (1_500, 2_000);
+/// An end that a FIN or RST tells of, milliseconds.
+const TOLD_MS: (u64, u64) = (0, 5);
+/// How long a DEALER waits before it dials again, milliseconds.
+const REDIAL_MS: (u64, u64) = (1, 200);
+
+impl World {
+    pub(crate) fn fault(&mut self, number: usize) {
+        let (_, fault) = self.scenario.faults[number];
+        self.env.tell_all(|names| match fault {
+            Fault::Kill { node, .. } | Fault::Drain { node, .. } | Fault::Freeze { node, .. } => {
+                format!("{}: {fault:?}", names[usize::from(node.0)])
+            }
+            fault => format!("{fault:?}"),
+        });
+        match fault {
+            Fault::Kill { node, down_ms, silent } => {
+                self.node(node).back_ms = down_ms;
+                self.exit(node, silent);
+            }
+            Fault::Drain { node, down_ms } => self.drain(node, down_ms),
+            Fault::Freeze { node, for_ms } => self.freeze(node, for_ms),
+            Fault::Cut { pick, for_ms, silent } => {
+                let conn = ConnId((pick % self.env.net.conns.len() as u64) as u16);
+                self.cut(conn, for_ms, silent);
+            }
+            Fault::Isolate { node, for_ms, silent } => {
+                for conn in self.env.net.of(node) {
+                    self.cut(conn, for_ms, silent);
+                }
+            }
+            Fault::Storm { loss, double } => {
+                self.env.net.weather.loss = loss;
+                self.env.net.weather.double = double;
+            }
+        }
+        self.faulty();
+    }
+
+    // ── processes ────────────────────────────────────────────────────────────────────────────
+
+    pub(crate) fn start(&mut self, id: NodeId) {
+        if self.node(id).alive {
+            return;
+        }
+        let node = self.node(id);
+        (node.alive, node.frozen, node.back_ms) = (true, false, None);
+        node.inbox.clear();
+        let Self { nodes, env, .. } = self;
+        match &mut nodes[usize::from(id.0)].role {
+            Role::Pipe(pipe) => pipe.start(env),
+            Role::State(state) => state.start(),
+            Role::Broker(broker) => broker.start(env),
+            Role::Worker(worker) => worker.start(env),
+            Role::Client(client) => client.start(env),
+            Role::EzWorker(worker) => worker.start(env),
+            Role::EzClient(client) => client.start(env),
+        }
+        self.env.tell_all(|names| format!("{} starts", names[usize::from(id.0)]));
+        for conn in self.env.net.of(id) {
+            self.redial(conn);
+        }
+        self.after(id);
+        self.faulty();
+    }
+
+    /// A process is gone; its connections end with it.
+    pub(crate) fn exit(&mut self, id: NodeId, silent: bool) {
+        if !self.node(id).alive {
+            return;
+        }
+        self.env.tell_all(|names| format!("{} is gone", names[usize::from(id.0)]));
+        for conn in self.env.net.of(id) {
+            self.cut(conn, 0, silent);
+            let wire = self.env.net.conn_mut(conn);
+            if wire.dialer == id {
+                wire.dialer_sees = false;
+            } else {
+                wire.pipe_sees = false;
+            }
+        }
+        let now = self.env.now;
+        let node = self.node(id);
+        (node.alive, node.frozen) = (false, false);
+        node.inbox.clear();
+        if let Some(back_ms) = node.back_ms {
+            self.env.queue.plan(now.plus_ms(back_ms), Next::Start(id));
+        }
+        self.faulty();
+    }
+
+    fn drain(&mut self, id: NodeId, down_ms: u64) {
+        let Self { nodes, env, .. } = self;
+        let node = &mut nodes[usize::from(id.0)];
+        if !node.alive || node.frozen {
+            return;
+        }
+        node.back_ms = Some(down_ms);
+        match &mut node.role {
+            Role::Broker(broker) => broker.handle(env, Event::Drain),
+            Role::Worker(worker) => worker.drain(env),
+            _ => node.back_ms = None,
+        }
+        self.after(id);
+    }
+
+    fn freeze(&mut self, id: NodeId, for_ms: u64) {
+        let thaw = self.env.now.plus_ms(for_ms);
+        let node = self.node(id);
+        if !node.alive || node.frozen {
+            return;
+        }
+        (node.frozen, node.thaw) = (true, thaw);
+        self.env.queue.plan(thaw, Next::Thaw(id));
+        // A process that sends no heartbeats loses its connections to who waits for them.
+        if for_ms > SILENT_MS.1 && self.env.chance.happens(0.7) {
+            for conn in self.env.net.of(id) {
+                let wire = self.env.net.conn(conn);
+                let end = if wire.dialer == id { End::Pipe } else { End::Dialer };
+                let after_ms = self.env.chance.between(SILENT_MS.0, SILENT_MS.1);
+                let life = wire.life;
+                let next = Next::Notice { conn, end, life };
+                self.env.queue.plan(self.env.now.plus_ms(after_ms), next);
+            }
+        }
+    }
+
+    pub(crate) fn thaw(&mut self, id: NodeId) {
+        let now = self.env.now;
+        let node = self.node(id);
+        if !node.alive || !node.frozen || node.thaw > now {
+            return;
+        }
+        self.env.tell_all(|names| format!("{} goes on", names[usize::from(id.0)]));
+        // What waits in its queues comes before what time has made due.
+        while let Some((conn, to, letter)) = self.node(id).inbox.pop_front() {
+            let lane = self.env.net.conn_mut(conn).lane_mut(to);
+            lane.unread = lane.unread.saturating_sub(1);
+            self.deliver(id, conn, letter);
+        }
+        self.node(id).frozen = false;
+        self.tick(id);
+        self.after(id);
+        self.faulty();
+    }
+
+    // ── connections ──────────────────────────────────────────────────────────────────────────
+
+    /// A connection ends and cannot come back for a while.
+    pub(crate) fn cut(&mut self, conn: ConnId, for_ms: u64, silent: bool) {
+        let now = self.env.now;
+        self.env.net.cut(conn);
+        let wire = self.env.net.conn_mut(conn);
+        wire.cut_until = wire.cut_until.max(now.plus_ms(for_ms));
+        let life = wire.life;
+        let (low, high) = if silent { SILENT_MS } else { TOLD_MS };
+        for end in [End::Pipe, End::Dialer] {
+            let at = now.plus_ms(self.env.chance.between(low, high));
+            self.env.queue.plan(at, Next::Notice { conn, end, life });
+        }
+    }
+
+    /// Messages have fallen. EZ work and answers are remembered: nothing brings them back before
+    /// the request's deadline.
+    pub(crate) fn fallen(&mut self) {
+        let ez = |letter: &&Letter| match letter {
+            Letter::Native(packet) => packet.message.kind() >= 0x40,
+            Letter::Ez(_) => true,
+        };
+        let fallen = std::mem::take(&mut self.env.net.fallen);
+        for address in fallen.iter().filter(ez).filter_map(address_of) {
+            if let Ok(address) = Address::decode(address) {
+                self.ez_lost.insert((address.owner, address.number));
+            }
+        }
+        self.faulty();
+    }
+
+    pub(crate) fn notice(&mut self, conn: ConnId, end: End, life: u32) {
+        let now = self.env.now;
+        let wire = self.env.net.conn(conn);
+        if wire.life != life || !wire.sees(end) {
+            return;
+        }
+        let id = if end == End::Pipe { wire.pipe } else { wire.dialer };
+        let node = &self.nodes[usize::from(id.0)];
+        if node.frozen {
+            let next = Next::Notice { conn, end, life };
+            return self.env.queue.plan(node.thaw.plus_ms(1), next);
+        }
+        if wire.up {
+            // The other end is frozen: this one hangs up.
+            self.env.net.cut(conn);
+            let life = self.env.net.conn(conn).life;
+            let other = if end == End::Pipe { End::Dialer } else { End::Pipe };
+            self.env.queue.plan(now.plus_ms(1), Next::Notice { conn, end: other, life });
+        }
+        let wire = self.env.net.conn_mut(conn);
+        match end {
+            End::Pipe => {
+                wire.pipe_sees = false;
+                let identity = wire.identity.clone();
+                self.seen_by_pipe(conn, id, identity, false);
+            }
+            End::Dialer => {
+                wire.dialer_sees = false;
+                self.redial(conn);
+            }
+        }
+        self.faulty();
+    }
+
+    fn redial(&mut self, conn: ConnId) {
+        let after_ms = self.env.chance.between(REDIAL_MS.0, REDIAL_MS.1);
+        let life = self.env.net.conn(conn).life;
+        self.env.queue.plan(self.env.now.plus_ms(after_ms), Next::Dial { conn, life });
+    }
+
+    pub(crate) fn dial(&mut self, conn: ConnId, life: u32) {
+        let now = self.env.now;
+        let wire = self.env.net.conn(conn);
+        if wire.life != life || wire.up || wire.dialer_sees {
+            return;
+        }
+        if wire.cut_until > now {
+            let at = wire.cut_until.plus_ms(1);
+            return self.env.queue.plan(at, Next::Dial { conn, life });
+        }
+        let (dialer, pipe) = (wire.dialer, wire.pipe);
+        let alive = |id: NodeId| self.nodes[usize::from(id.0)].alive;
+        if !alive(dialer) || !alive(pipe) {
+            // Who is down dials, or is dialed, when it starts.
+            return;
+        }
+        if [dialer, pipe].iter().any(|id| self.nodes[usize::from(id.0)].frozen) {
+            return self.redial(conn);
+        }
+        let identity = self.identity(dialer, conn);
+        let old = self.env.net.conn(conn).identity.clone();
+        if self.env.net.conn(conn).pipe_sees && old != identity {
+            // The pipe has not seen the end of the old one; it does now.
+            self.seen_by_pipe(conn, pipe, old, false);
+        }
+        let wire = self.env.net.conn_mut(conn);
+        (wire.identity, wire.up) = (identity.clone(), true);
+        (wire.dialer_sees, wire.pipe_sees) = (true, true);
+        self.seen_by_pipe(conn, pipe, identity, true);
+        let Self { nodes, env, .. } = self;
+        if let Role::EzClient(client) = &mut nodes[usize::from(dialer.0)].role {
+            client.seen(env, true);
+        }
+        self.faulty();
+    }
+
+    /// What the dialer is called on this connection from now on.
+    fn identity(&mut self, dialer: NodeId, conn: ConnId) -> Identity {
+        let made_up = self.env.chance.between(0, u64::from(u32::MAX)) as u32;
+        match &self.nodes[usize::from(dialer.0)].role {
+            Role::Broker(broker) => Identity::Broker(broker.id()),
+            Role::Worker(worker) => Identity::Native(worker.peer),
+            Role::Client(client) => Identity::Native(client.peer),
+            Role::EzClient(client) if client.is_named() => {
+                Identity::Ez(format!("client-{}", conn.0).into())
+            }
+            _ => {
+                let mut routing = vec![0];
+                routing.extend_from_slice(&made_up.to_be_bytes());
+                Identity::Ez(Bytes::from(routing))
+            }
+        }
+    }
+
+    fn seen_by_pipe(&mut self, conn: ConnId, pipe: NodeId, identity: Identity, up: bool) {
+        let Self { nodes, env, .. } = self;
+        match &mut nodes[usize::from(pipe.0)].role {
+            Role::Pipe(node) => node.seen(env, conn, identity, up),
+            Role::State(node) => node.seen(conn, identity, up),
+            _ => {}
+        }
+    }
+}
+
+impl Env {
+    /// A client closes this connection and opens another. That is no fault.
+    pub(crate) fn redial(&mut self, conn: ConnId) {
+        let (lost, fallen) = (self.net.lost, self.net.fallen.len());
+        self.net.cut(conn);
+        self.net.lost = lost;
+        self.net.fallen.truncate(fallen);
+        let wire = self.net.conn_mut(conn);
+        wire.dialer_sees = false;
+        let life = wire.life;
+        self.queue.plan(self.now.plus_ms(1), Next::Notice { conn, end: End::Pipe, life });
+        self.queue.plan(self.now.plus_ms(2), Next::Dial { conn, life });
+    }
+}

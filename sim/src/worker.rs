@@ -1,0 +1,213 @@
+//! A native worker: `zex_core::session::worker` and handlers that take their time.
+//!
+//! A handler answers with the request; a stream's messages are the request and a number each. Some
+//! fail with a status of their own, some never end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use zex_core::Time;
+use zex_core::session::worker::{Action, Begin, Event, RunId, Session, Settings};
+use zex_core::session::{MemoryLimits, Path, STREAM_BUFFER_BYTES, stream_charge};
+use zex_spec::{Code, Key, Message, Options, Packet, PeerId, Status};
+
+use crate::env::Env;
+use crate::net::{ConnId, End, Letter, Sent};
+use crate::queue::NodeId;
+use crate::scenario::WorkerPlan;
+
+/// Bytes of small messages of a stream.
+const SMALL_BYTES: usize = 100;
+
+/// A handler at work.
+#[derive(Debug)]
+struct Running {
+    /// The call's real key.
+    key: Key,
+    body: Bytes,
+    due: Time,
+    /// Messages of its stream that are still to come, and how many there were.
+    left: Option<(u64, u64)>,
+    /// What it has queued at the session, in charges.
+    queued: u32,
+    fails: bool,
+}
+
+/// One worker.
+pub(crate) struct WorkerNode {
+    me: NodeId,
+    plan: WorkerPlan,
+    pub(crate) peer: PeerId,
+    pub(crate) session: Session,
+    /// Its connection for each path.
+    pub(crate) paths: Vec<ConnId>,
+    runs: BTreeMap<RunId, Running>,
+    due: BTreeSet<(Time, RunId)>,
+    pub(crate) drained: bool,
+    /// Where keys are not remembered (a switch): the real ones of those that took their place.
+    disguised: BTreeMap<Key, Key>,
+}
+
+impl WorkerNode {
+    pub(crate) fn new(me: NodeId, plan: WorkerPlan) -> Self {
+        let session = new_session(Time(0), &plan, 1);
+        Self {
+            me,
+            plan,
+            peer: PeerId::default(),
+            session,
+            paths: Vec::new(),
+            runs: BTreeMap::new(),
+            due: BTreeSet::new(),
+            drained: false,
+            disguised: BTreeMap::new(),
+        }
+    }
+
+    /// A new life: a new instance id, no memory.
+    pub(crate) fn start(&mut self, env: &mut Env) {
+        self.peer = PeerId(env.chance.sixteen());
+        self.session = new_session(env.now, &self.plan, self.paths.len() as u8);
+        self.runs.clear();
+        self.due.clear();
+        self.drained = false;
+        let services = self.plan.services.iter().map(|n| service_name(*n)).collect();
+        self.handle(env, Event::Serve(services));
+        self.tick(env);
+    }
+
+    pub(crate) fn timeout(&self) -> Option<Time> {
+        let handler = self.due.first().map(|(at, _)| *at);
+        [self.session.poll_timeout(), handler].into_iter().flatten().min()
+    }
+
+    pub(crate) fn receive(&mut self, env: &mut Env, conn: ConnId, letter: Letter) {
+        let Letter::Native(mut packet) = letter else { return };
+        let Some(path) = self.paths.iter().position(|known| *known == conn) else { return };
+        if !env.switches.workers_remember_keys
+            && let Message::Work(work) = &mut packet.message
+        {
+            let real = std::mem::replace(&mut work.key, Key(env.chance.sixteen()));
+            self.disguised.insert(work.key, real);
+        }
+        self.handle(env, Event::FromPipe(Path(path as u8), packet));
+    }
+
+    pub(crate) fn tick(&mut self, env: &mut Env) {
+        if self.session.poll_timeout().is_some_and(|at| at <= env.now) {
+            self.handle(env, Event::Tick);
+        }
+        while let Some((at, run)) = self.due.first().copied()
+            && at <= env.now
+        {
+            self.due.remove(&(at, run));
+            self.go_on(env, run);
+        }
+    }
+
+    pub(crate) fn drain(&mut self, env: &mut Env) {
+        let until = env.now.plus_ms(env.chance.between(1_000, 5_000));
+        self.handle(env, Event::Drain(until));
+    }
+
+    fn handle(&mut self, env: &mut Env, event: Event) {
+        self.session.handle(env.now, event);
+        while let Some(action) = self.session.poll_action() {
+            match action {
+                Action::ToPipe(path, packet) => self.send(env, path, packet),
+                Action::Begin(begin) => self.begin(env, begin),
+                Action::Abort(run) => {
+                    if let Some(running) = self.runs.remove(&run) {
+                        self.due.remove(&(running.due, run));
+                    }
+                }
+                Action::Room(run, charge) => {
+                    if let Some(running) = self.runs.get_mut(&run) {
+                        running.queued = running.queued.saturating_sub(charge);
+                    }
+                }
+                Action::Drained => self.drained = true,
+            }
+        }
+    }
+
+    fn send(&mut self, env: &mut Env, path: Path, packet: Packet) {
+        let mut told = packet.clone();
+        if let Message::Heartbeat(beat) = &mut told.message
+            && !env.switches.heartbeats_list_held
+        {
+            beat.held.clear();
+        }
+        let Some(conn) = self.paths.get(usize::from(path.0)) else { return };
+        if env.send_packet(*conn, End::Pipe, told) != Sent::Taken {
+            self.session.handle(env.now, Event::Refused(path, packet));
+        }
+    }
+
+    fn begin(&mut self, env: &mut Env, begin: Begin) {
+        let key = self.disguised.get(&begin.key).copied().unwrap_or(begin.key);
+        env.ledger.began(env.now, key, self.me);
+        let hangs = env.chance.happens(self.plan.hang);
+        let fails = env.chance.happens(self.plan.fail);
+        let messages = begin.options.has(Options::STREAM).then(|| env.chance.between(0, 8));
+        let due = env.now
+            + std::time::Duration::from_micros(env.chance.exponential(self.plan.service_us));
+        let left = messages.map(|messages| (messages, messages));
+        let running = Running { key, body: begin.body, due, left, queued: 0, fails };
+        if !hangs {
+            self.due.insert((due, begin.run));
+        }
+        self.runs.insert(begin.run, running);
+    }
+
+    /// A handler's next step.
+    fn go_on(&mut self, env: &mut Env, run: RunId) {
+        let Some(running) = self.runs.get_mut(&run) else { return };
+        if let Some((left @ 1.., messages)) = running.left {
+            let number = messages - left;
+            let large = env.chance.happens(0.02);
+            let message = stream_message(&running.body, number, large);
+            let charge = stream_charge(message.len());
+            let room = running.queued + charge <= STREAM_BUFFER_BYTES;
+            running.due = env.now.plus_ms(env.chance.between(1, 30));
+            self.due.insert((running.due, run));
+            if room {
+                running.left = Some((left - 1, messages));
+                running.queued += charge;
+                self.handle(env, Event::Message(run, message));
+            }
+            return;
+        }
+        let Some(running) = self.runs.remove(&run) else { return };
+        let outcome = match running.left {
+            _ if running.fails => {
+                let text = format!("{} is not to the worker's liking", running.key);
+                Err(Status::new(Code::FailedPrecondition, text))
+            }
+            None => Ok(running.body),
+            Some((_, messages)) => Ok(stream_message(&running.body, messages, false)),
+        };
+        self.handle(env, Event::Finish(run, outcome));
+    }
+}
+
+fn new_session(now: Time, plan: &WorkerPlan, paths: u8) -> Session {
+    let memory = MemoryLimits { keys: plan.memory_keys, ..MemoryLimits::default() };
+    let settings = Settings { name: "w".to_owned(), capacity: plan.capacity, paths, memory };
+    Session::new(now, settings)
+}
+
+/// The native service of this number.
+pub(crate) fn service_name(number: usize) -> String {
+    format!("sim.Service{number}")
+}
+
+/// Message `number` of the stream that answers this request.
+pub(crate) fn stream_message(request: &Bytes, number: u64, large: bool) -> Bytes {
+    let len = if large { 200_000 } else { SMALL_BYTES };
+    let mut message = BytesMut::with_capacity(len);
+    message.put_u64(number);
+    message.put_slice(&request[..request.len().min(16)]);
+    message.resize(len, number as u8);
+    message.freeze()
+}
