@@ -8,7 +8,7 @@
 //!
 //! Used by `zex pipeline run`, `zex pipeline watch` and `zex demo`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal as _, stderr};
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,9 @@ use anyhow::bail;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use prost_reflect::prost::Message as _;
 use zex_client::{Code, Status};
+use zex_pipeline::definition;
 use zex_spec::proto::run_event::Event;
-use zex_spec::proto::{RunEvent, RunState, StepState, StepView};
+use zex_spec::proto::{RunEvent, RunState, ShowRunRequest, StepState, StepView};
 
 use crate::commands::listing::json_lines;
 use crate::output;
@@ -52,6 +53,15 @@ impl View {
         }
     }
 
+    /// Tells it which steps run once for each of many items.
+    fn learn(&mut self, each: BTreeSet<String>) {
+        match self {
+            Self::Bars(bars) => bars.each = each,
+            Self::Lines(lines) => lines.each = each,
+            Self::Json | Self::Silent => {}
+        }
+    }
+
     fn show(&mut self, event: &RunEvent) -> anyhow::Result<()> {
         match self {
             Self::Json => json_lines("RunEvent", std::slice::from_ref(event))?,
@@ -76,6 +86,7 @@ pub(crate) async fn follow(
     after_offset: u64,
     view: &mut View,
 ) -> anyhow::Result<RunState> {
+    view.learn(each_of(pipelines, run_id).await);
     let mut offset = after_offset;
     let mut heard = Instant::now();
     loop {
@@ -102,6 +113,17 @@ pub(crate) async fn follow(
             Ended::Stream(_) => tokio::time::sleep(WATCH_AGAIN).await,
         }
     }
+}
+
+/// The steps of a run that run once for each of many items, as its definition has them.
+async fn each_of(pipelines: &Pipelines<'_>, run_id: &str) -> BTreeSet<String> {
+    let request =
+        ShowRunRequest { run_id: run_id.to_owned(), definition: true, ..Default::default() };
+    // Without an answer bars look a little worse; the watching tells what is wrong.
+    let Ok(shown) = pipelines.show(&request).await else { return BTreeSet::new() };
+    let Ok(definition) = definition::parse(&shown.definition) else { return BTreeSet::new() };
+    let each = definition.steps.into_iter().filter(|step| step.each.is_some());
+    each.map(|step| step.id).collect()
 }
 
 /// What ended first.
@@ -157,18 +179,17 @@ pub(crate) fn step_state(state: StepState) -> String {
     state.as_str_name().trim_start_matches("STEP_STATE_").to_lowercase()
 }
 
-/// How far a step is, in words.
-fn progress(step: &StepView) -> String {
+/// How far a step is, in words; `each` if it runs once for each of many items.
+fn progress(step: &StepView, each: bool) -> String {
     let mut text = match (step.items_read, step.done) {
         (0, done) => format!("{done} done"),
-        // What a stream's source has given; its one call is done when the stream has ended.
-        (items, 0 | 1) if items > 1 => format!("{items} items"),
+        // What a stream has given so far.
+        (items, _) if !each => format!("{items} items"),
         (items, done) if step.items_complete => format!("{done} of {items} done"),
         (items, done) => format!("{done} of {items} so far done"),
     };
-    for (count, what) in
-        [(step.running, "running"), (step.failed, "failed"), (step.retries, "retries")]
-    {
+    let counts = [(step.running, "running"), (step.failed, "failed"), (step.retries, "retries")];
+    for (count, what) in counts {
         if count > 0 {
             text += &format!(", {count} {what}");
         }
@@ -181,6 +202,7 @@ fn progress(step: &StepView) -> String {
 pub(crate) struct Bars {
     all: MultiProgress,
     steps: BTreeMap<String, ProgressBar>,
+    each: BTreeSet<String>,
 }
 
 impl Bars {
@@ -211,40 +233,39 @@ impl Bars {
             bar.set_prefix(step.id.clone());
             bar
         });
-        let done = step.done + step.failed;
+        let each = self.each.contains(&step.id);
+        // A stream has all that it has given; how much comes it does not say.
+        let done = if each { step.done + step.failed } else { step.items_read.max(step.done) };
         bar.set_length(step.items_read.max(done).max(1));
         bar.set_position(done);
-        bar.set_message(progress(step));
+        bar.set_message(progress(step, each));
     }
 }
 
 /// A line when something changes, and now and then how far it is.
 #[derive(Default)]
 pub(crate) struct Lines {
-    /// When something was said of a step, and what was heard of it last.
-    steps: BTreeMap<String, (Option<Instant>, String)>,
+    /// When something was said of a step, and what.
+    steps: BTreeMap<String, (Instant, String)>,
+    each: BTreeSet<String>,
 }
 
 impl Lines {
     fn show(&mut self, event: &RunEvent) -> anyhow::Result<()> {
-        if let Some(Event::Progress(told)) = &event.event {
-            for step in &told.steps {
-                let (said, last) = self.steps.entry(step.id.clone()).or_default();
-                let text = progress(step);
-                if *last != text && said.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
-                    output::line(&format!("{}: {text}", step.id))?;
-                    *said = Some(Instant::now());
-                }
-                *last = text;
+        if let Some(line) = news(event) {
+            output::line(&line)?;
+        }
+        let Some(Event::Progress(told)) = &event.event else { return Ok(()) };
+        for step in &told.steps {
+            let text = progress(step, self.each.contains(&step.id));
+            let whole = step.items_complete && step.running == 0;
+            let is_due = |at: &Instant| whole || at.elapsed() >= LINE_EVERY;
+            let said = self.steps.get(&step.id);
+            if said.is_none_or(|(at, said)| *said != text && is_due(at)) {
+                output::line(&format!("{}: {text}", step.id))?;
+                self.steps.insert(step.id.clone(), (Instant::now(), text));
             }
         }
-        let Some(mut line) = news(event) else { return Ok(()) };
-        if let Some(Event::Step(changed)) = &event.event
-            && let Some((_, last)) = self.steps.get(&changed.step_id)
-        {
-            line += &format!(", {last}");
-        }
-        output::line(&line)?;
         Ok(())
     }
 }
@@ -285,12 +306,12 @@ mod tests {
             items_complete,
             ..Default::default()
         };
-        assert_eq!(progress(&step(0, 1, false)), "1 done");
-        assert_eq!(progress(&step(500, 0, false)), "500 items");
-        assert_eq!(progress(&step(500, 20, false)), "20 of 500 so far done");
+        assert_eq!(progress(&step(0, 1, false), false), "1 done");
+        assert_eq!(progress(&step(500, 0, false), false), "500 items");
+        assert_eq!(progress(&step(500, 0, false), true), "0 of 500 so far done");
         let mut whole = step(500, 20, true);
         (whole.running, whole.failed, whole.retries) = (3, 2, 1);
-        assert_eq!(progress(&whole), "20 of 500 done, 3 running, 2 failed, 1 retries");
+        assert_eq!(progress(&whole, true), "20 of 500 done, 3 running, 2 failed, 1 retries");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! A service that knows nothing of Zex, in Python with grpcio, comes into the mesh by `zex adapter`,
 //! is called by `zex call`, and leaves and returns with its process.
 
+#![allow(clippy::unwrap_used)] // All of this file is tests.
+
 #[allow(unreachable_pub)]
 mod support;
 

@@ -6,6 +6,8 @@
 //!                                                  ◀─ broker two ──▶
 //! ```
 
+#![allow(clippy::unwrap_used)] // All of this file is tests.
+
 #[allow(unreachable_pub)]
 mod support;
 

@@ -1,5 +1,7 @@
 //! The commands against a mesh in one process: what they print, how they fail, how it ends.
 
+#![allow(clippy::unwrap_used)] // All of this file is tests.
+
 #[allow(unreachable_pub)]
 mod support;
 
@@ -77,18 +79,26 @@ fn without_a_mesh_every_command_says_what_to_do() {
     let mut pipe =
         Program::zex(&["pipe", "in", "--in-pipe-port=0", "--in-pipe-broker-port=0", "--json"]);
     let lonely = pipe.json()["clients"].as_str().unwrap().to_owned();
-    for endpoint in [format!("tcp://{free}"), lonely] {
-        for command in ["services", "workers", "brokers"] {
-            let said = zex(&[command, "--in-pipe", &endpoint]);
-            assert_eq!((said.code, said.out.as_str()), (1, ""));
-            let wanted = format!("error: no mesh answers at {endpoint}; start one with `zex up`");
-            assert!(said.err.starts_with(&wanted), "{}", said.err);
-            assert_eq!(said.err.lines().count(), 1, "{}", said.err);
+    // Each of them looks for some seconds, so all do at the same time.
+    let endpoints = [format!("tcp://{free}"), lonely];
+    std::thread::scope(|scope| {
+        for endpoint in &endpoints {
+            for args in [&["services"][..], &["workers"], &["brokers"], &["pipeline", "ls"]] {
+                scope.spawn(move || {
+                    let said = zex(&[args, &["--in-pipe", endpoint]].concat());
+                    assert_eq!((said.code, said.out.as_str()), (1, ""), "{args:?}");
+                    let wanted = format!("error: no mesh answers at {endpoint}; start one with");
+                    assert!(said.err.starts_with(&wanted), "{args:?}: {}", said.err);
+                    assert_eq!(said.err.lines().count(), 1, "{}", said.err);
+                });
+            }
+            scope.spawn(move || {
+                let said = zex(&["call", "a.B/C", "--in-pipe", endpoint]);
+                assert_eq!(said.code, 78, "{}", said.err);
+                assert!(said.err.contains("no mesh answers at"), "{}", said.err);
+            });
         }
-        let call = zex(&["call", "a.B/C", "--in-pipe", &endpoint]);
-        assert_eq!(call.code, 78, "{}", call.err);
-        assert!(call.err.contains("no mesh answers at"), "{}", call.err);
-    }
+    });
     assert_eq!(pipe.stop(STOP).code(), Some(0));
 }
 

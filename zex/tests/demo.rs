@@ -1,6 +1,8 @@
 //! `zex demo`: everybody in the right group, work spread as it should be, and no step run for
 //! nothing after a SIGKILL in the middle.
 
+#![allow(clippy::unwrap_used)] // All of this file is tests.
+
 #[allow(unreachable_pub)]
 mod support;
 

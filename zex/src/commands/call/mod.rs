@@ -14,6 +14,7 @@ use clap::Args;
 use prost_reflect::MethodDescriptor;
 use serde_json::json;
 use zex_client::{Call, Client, Code, Status};
+use zex_spec::proto::ServiceList;
 use zex_spec::{DESCRIPTORS_METHOD, MESH_SERVICE};
 
 use crate::failure::CallFailed;
@@ -121,14 +122,26 @@ async fn describe(
     let deadline = if wait { deadline } else { deadline.min(DESCRIPTORS_DEADLINE) };
     let call = Call::new(service, DESCRIPTORS_METHOD, "").idempotent(true);
     let call = call.wait_for_worker(wait).deadline(deadline);
+    // Asked at the same time, for the case that the first question fails: without a mesh both
+    // questions take seconds to fail.
+    let client = reach.client.clone();
+    let known = tokio::spawn(async move { client.mesh().services().await });
     match reach.client.unary(call).await {
         Ok(descriptors) => Service::read(service, &descriptors),
-        Err(status) => Err(CallFailed(explain(reach, service, status).await).into()),
+        Err(status) => {
+            let known = known.await.map(|known| known.ok()).unwrap_or_default();
+            Err(CallFailed(explain(&reach.endpoints, service, known, status)).into())
+        }
     }
 }
 
 /// Why a service does not tell what it offers: no mesh, no worker, or a worker that cannot.
-async fn explain(reach: &Reach, service: &str, status: Status) -> Status {
+fn explain(
+    endpoints: &[String],
+    service: &str,
+    known: Option<ServiceList>,
+    status: Status,
+) -> Status {
     match status.code {
         Code::Unavailable | Code::DeadlineExceeded => {}
         Code::Unimplemented => {
@@ -137,8 +150,8 @@ async fn explain(reach: &Reach, service: &str, status: Status) -> Status {
         }
         _ => return status,
     }
-    let Ok(known) = reach.client.mesh().services().await else {
-        return Status::new(Code::Unavailable, nobody(&reach.endpoints));
+    let Some(known) = known else {
+        return Status::new(Code::Unavailable, nobody(endpoints));
     };
     let names: Vec<_> = known.services.iter().map(|known| known.name.as_str()).collect();
     if names.contains(&service) {
