@@ -264,40 +264,9 @@ fn bind(
     let mut reads = Reads { ids, steps: BTreeSet::new(), item: false };
     names.item = None;
     names.item_is_bytes = sources.contains_key(&index);
-    let kind = match step.each {
-        None if streams => Some(StepKind::Source { takers: Vec::new() }),
-        None => Some(StepKind::Call),
-        Some((each, place)) => match (sources.get(&index), each) {
-            (Some((source, item)), _) => {
-                names.item = Some(Type::Message(item.clone()));
-                let (source, item) = (*source, item.clone());
-                Some(StepKind::EachItem { source, item, concurrency: step.concurrency })
-            }
-            (None, Each::List(list)) => {
-                let item = list_item(&list, &place, names, problems);
-                reads.take(&list);
-                names.item = Some(item);
-                let (place, concurrency) = (place.path, step.concurrency);
-                Some(StepKind::EachElement { list, place, concurrency })
-            }
-            (None, Each::Step(_)) => {
-                names.item = Some(Type::Unknown);
-                None
-            }
-        },
-    };
-    let mut waits_for = BTreeSet::new();
-    for (id, place) in &step.after {
-        match ids.get(id) {
-            Some(other) => {
-                waits_for.insert(*other);
-            }
-            None => {
-                let near = suggest(id, ids.keys().map(String::as_str));
-                problems.add(place, format!("there is no step `{id}`{near}"));
-            }
-        }
-    }
+    let each = step.each.map(|each| (each, step.concurrency));
+    let kind = step_kind(each, streams, sources.get(&index), names, &mut reads, problems);
+    let mut waits_for = named_steps(&step.after, ids, problems);
     let call = format!("{}/{}", step.service, step.method);
     let bound = match (step.input, &input) {
         (Input::Empty, _) => Some(BoundInput::Empty),
@@ -331,6 +300,60 @@ fn bind(
         _ => None,
     };
     (place, planned)
+}
+
+/// How a step runs. What its items are is added to the names.
+fn step_kind(
+    each: Option<((Each, Place), u32)>,
+    streams: bool,
+    source: Option<&(usize, MessageDescriptor)>,
+    names: &mut Names,
+    reads: &mut Reads<'_>,
+    problems: &mut Problems,
+) -> Option<StepKind> {
+    match each {
+        None if streams => Some(StepKind::Source { takers: Vec::new() }),
+        None => Some(StepKind::Call),
+        Some(((each, place), concurrency)) => match (source, each) {
+            (Some((source, item)), _) => {
+                names.item = Some(Type::Message(item.clone()));
+                let (source, item) = (*source, item.clone());
+                Some(StepKind::EachItem { source, item, concurrency })
+            }
+            (None, Each::List(list)) => {
+                let item = list_item(&list, &place, names, problems);
+                reads.take(&list);
+                names.item = Some(item);
+                let place = place.path;
+                Some(StepKind::EachElement { list, place, concurrency })
+            }
+            (None, Each::Step(_)) => {
+                names.item = Some(Type::Unknown);
+                None
+            }
+        },
+    }
+}
+
+/// The steps that are named by `after`.
+fn named_steps(
+    after: &[(String, Place)],
+    ids: &BTreeMap<String, usize>,
+    problems: &mut Problems,
+) -> BTreeSet<usize> {
+    let mut waits_for = BTreeSet::new();
+    for (id, place) in after {
+        match ids.get(id) {
+            Some(other) => {
+                waits_for.insert(*other);
+            }
+            None => {
+                let near = suggest(id, ids.keys().map(String::as_str));
+                problems.add(place, format!("there is no step `{id}`{near}"));
+            }
+        }
+    }
+    waits_for
 }
 
 /// The type of the elements of a list.

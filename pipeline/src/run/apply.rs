@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::outbox::count_end;
 use super::steps::{EachWork, ItemBody, Phase, StepRun, Work};
 use super::{Action, Mode, Run, Time};
-use crate::key::call_key;
+use crate::key::{Fingerprint, call_key};
 use crate::message::{decode, message_value, words};
 use crate::plan::StepKind;
 use crate::record::{FailedAttempt, Record};
@@ -56,51 +56,15 @@ impl Run {
             }
             Record::Interrupted { at_ms, step, code, message } => {
                 let index = self.running(*step)?;
-                let error = format!("{}: {message}", code_name(*code));
-                let retry = self.plan.steps[index].retry;
-                let chance = self.chance(index, None, 0);
-                self.steps[index].counts.retries += 1;
-                self.steps[index].error = error;
-                let source = source_of(&mut self.steps[index])?;
-                source.failures += 1;
-                source.not_before = Time(*at_ms).plus_ms(retry.wait_ms(source.failures, chance));
-                source.phase = Phase::Closed;
-                self.dirty.insert(index);
-                Ok(())
+                self.apply_interruption(index, Time(*at_ms), *code, message)
             }
             Record::Items { step, first, items, fingerprint } => {
                 let index = self.running(*step)?;
-                let known = self.steps[index].counts.items;
-                if *first != known {
-                    return Err(format!("items from {first} on, and {known} were read"));
-                }
-                let source = source_of(&mut self.steps[index])?;
-                source.fingerprint = *fingerprint;
-                source.failures = 0;
-                let bytes: usize = items.iter().map(bytes::Bytes::len).sum();
-                source.unrecorded.0 = source.unrecorded.0.saturating_sub(items.len());
-                source.unrecorded.1 = source.unrecorded.1.saturating_sub(bytes);
-                self.steps[index].counts.items += items.len() as u64;
-                self.give(index, *first, items);
-                self.dirty.insert(index);
-                Ok(())
+                self.apply_items(index, *first, items, *fingerprint)
             }
             Record::Done { step, items } => {
                 let index = self.running(*step)?;
-                let live = self.live();
-                let each = each_of(&mut self.steps[index])?;
-                for item in items {
-                    if !each.remove(*item) {
-                        return Err(format!("item {item} of step {step} was not open"));
-                    }
-                }
-                if live {
-                    each.busy = each.busy.saturating_sub(items.len() as u32);
-                }
-                self.steps[index].counts.done += items.len() as u64;
-                self.dirty.insert(index);
-                self.touch_source(index);
-                Ok(())
+                self.apply_done(index, items)
             }
             Record::Failed { at_ms, step, attempts } => {
                 let index = self.running(*step)?;
@@ -116,6 +80,67 @@ impl Run {
                 self.apply_end(index, *state, reason, output.as_ref())
             }
         }
+    }
+
+    fn apply_interruption(
+        &mut self,
+        index: usize,
+        at: Time,
+        code: i32,
+        message: &str,
+    ) -> Result<(), String> {
+        let retry = self.plan.steps[index].retry;
+        let chance = self.chance(index, None, 0);
+        let step = &mut self.steps[index];
+        step.counts.retries += 1;
+        step.error = format!("{}: {message}", code_name(code));
+        let source = source_of(step)?;
+        source.failures += 1;
+        source.not_before = at.plus_ms(retry.wait_ms(source.failures, chance));
+        source.phase = Phase::Closed;
+        self.dirty.insert(index);
+        Ok(())
+    }
+
+    fn apply_items(
+        &mut self,
+        index: usize,
+        first: u64,
+        items: &[bytes::Bytes],
+        fingerprint: Fingerprint,
+    ) -> Result<(), String> {
+        let step = &mut self.steps[index];
+        let known = step.counts.items;
+        if first != known {
+            return Err(format!("items from {first} on, and {known} were read"));
+        }
+        let source = source_of(step)?;
+        source.fingerprint = fingerprint;
+        source.failures = 0;
+        let bytes: usize = items.iter().map(bytes::Bytes::len).sum();
+        source.unrecorded.0 = source.unrecorded.0.saturating_sub(items.len());
+        source.unrecorded.1 = source.unrecorded.1.saturating_sub(bytes);
+        step.counts.items += items.len() as u64;
+        self.give(index, first, items);
+        self.dirty.insert(index);
+        Ok(())
+    }
+
+    fn apply_done(&mut self, index: usize, items: &[u64]) -> Result<(), String> {
+        let live = self.live();
+        let each = each_of(&mut self.steps[index])?;
+        for item in items {
+            if !each.remove(*item) {
+                return Err(format!("item {item} of step {index} was not open"));
+            }
+        }
+        if live {
+            each.busy = each.busy.saturating_sub(items.len() as u32);
+        }
+        self.steps[index].counts.done += items.len() as u64;
+        self.dirty.insert(index);
+        self.touch_source(index);
+        Ok(())
     }
 
     pub(super) fn live(&self) -> bool {
