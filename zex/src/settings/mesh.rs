@@ -57,7 +57,7 @@ pub(crate) struct WorkerPipePorts {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct InPipes {
     /// In pipes where clients connect, such as tcp://127.0.0.1:9000; a comma between several.
-    /// Brokers connect to the port above, unless --in-pipe-host says otherwise
+    /// Brokers connect to the port above
     #[arg(long, env = "ZEX_IN_PIPE", value_name = "ENDPOINTS", value_delimiter = ',')]
     #[arg(help_heading = "Mesh")]
     pub(crate) in_pipe: Vec<String>,
