@@ -28,9 +28,14 @@ log = logging.getLogger("zex")
 _QUEUE_MESSAGES = 1_000
 #: How long a closed socket goes on sending: a goodbye gets out, and nothing waits for a dead pipe.
 _LINGER_MS = 500
-#: ZMTP's own pings notice a connection that was cut in its middle. libzmq's threads answer them.
-_PING_INTERVAL_MS = 500
-_PING_TIMEOUT_MS = 1_500
+#: TCP keepalive: idle seconds before the first probe, seconds between probes, probes that stay
+#: unanswered. A connection that was cut in its middle is closed, and made anew, after five idle
+#: seconds. As in the Rust parts of the mesh, ZMTP's own heartbeats are off on purpose: with any of
+#: them libzmq may abort the process when a connection ends while its receiving queue is full
+#: (zeromq/libzmq issues 3937 and 4364), and a TTL of ours would arm that timer in the pipe too.
+_KEEPALIVE_IDLE_S = 2
+_KEEPALIVE_INTERVAL_S = 1
+_KEEPALIVE_PROBES = 3
 #: Pauses before connecting again, the first and the longest.
 _RECONNECT_MS = 50
 _RECONNECT_MAX_MS = 1_000
@@ -90,8 +95,10 @@ class Loop:
         dealer.sndhwm = dealer.rcvhwm = _QUEUE_MESSAGES
         dealer.maxmsgsize = MAX_BODY_BYTES + MAX_HEADER_BYTES
         dealer.linger = _LINGER_MS
-        dealer.heartbeat_ivl = _PING_INTERVAL_MS
-        dealer.heartbeat_timeout = dealer.heartbeat_ttl = _PING_TIMEOUT_MS
+        dealer.tcp_keepalive = 1
+        dealer.tcp_keepalive_idle = _KEEPALIVE_IDLE_S
+        dealer.tcp_keepalive_intvl = _KEEPALIVE_INTERVAL_S
+        dealer.tcp_keepalive_cnt = _KEEPALIVE_PROBES
         dealer.reconnect_ivl, dealer.reconnect_ivl_max = _RECONNECT_MS, _RECONNECT_MAX_MS
         dealer.connect_timeout = _CONNECT_TIMEOUT_MS
         dealer.connect(endpoint)

@@ -1,0 +1,21 @@
+"""The sockets of clients and workers: what libzmq is told about them."""
+
+import pytest
+
+import zex
+
+
+@pytest.mark.parametrize("make", [zex.Client, zex.Worker])
+def test_cut_connections_are_found_by_tcp_and_never_by_zmtp_heartbeats(make):
+    # With a heartbeat of ZMTP libzmq may abort the process, ours or (by the TTL) a pipe's.
+    end = make("tcp://127.0.0.1:1")
+    try:
+        for dealer in end._sockets:
+            assert dealer.heartbeat_ivl == 0
+            assert dealer.heartbeat_ttl == 0
+            assert dealer.tcp_keepalive == 1
+            found_after_s = dealer.tcp_keepalive_idle
+            found_after_s += dealer.tcp_keepalive_intvl * dealer.tcp_keepalive_cnt
+            assert found_after_s == 5
+    finally:
+        end._close()
