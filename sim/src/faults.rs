@@ -65,7 +65,7 @@ impl World {
             return;
         }
         let node = self.node(id);
-        (node.alive, node.frozen, node.back_ms) = (true, false, None);
+        (node.alive, node.frozen, node.leaving, node.back_ms) = (true, false, false, None);
         node.inbox.clear();
         let Self { nodes, env, .. } = self;
         match &mut nodes[usize::from(id.0)].role {
@@ -179,6 +179,10 @@ impl World {
             let at = now.plus_ms(self.env.chance.between(low, high));
             self.env.queue.plan(at, Next::Notice { conn, end, life });
         }
+        if !self.env.net.conn(conn).dialer_sees {
+            // It was dialing already, and goes on.
+            self.redial(conn);
+        }
     }
 
     /// Messages have fallen. EZ work and answers are remembered: nothing brings them back before
@@ -263,6 +267,8 @@ impl World {
             self.seen_by_pipe(conn, pipe, old, false);
         }
         let wire = self.env.net.conn_mut(conn);
+        // What was planned for the last one does not concern this one.
+        wire.life += 1;
         (wire.identity, wire.up) = (identity.clone(), true);
         (wire.dialer_sees, wire.pipe_sees) = (true, true);
         self.seen_by_pipe(conn, pipe, identity, true);

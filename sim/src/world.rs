@@ -57,6 +57,8 @@ pub(crate) struct Node {
     /// What arrived while it was frozen.
     pub(crate) inbox: VecDeque<(ConnId, End, Letter)>,
     wake: Option<Time>,
+    /// It has drained and will exit.
+    pub(crate) leaving: bool,
     /// Started again so long after it has left, milliseconds.
     pub(crate) back_ms: Option<u64>,
 }
@@ -198,6 +200,7 @@ impl World {
             thaw: START,
             inbox: VecDeque::new(),
             wake: None,
+            leaving: false,
             back_ms: None,
         });
         id
@@ -355,7 +358,7 @@ impl World {
             Role::EzWorker(worker) => (worker.timeout(), false),
             Role::EzClient(client) => (client.timeout(), false),
         };
-        if left && node.alive && node.back_ms.is_some() {
+        if left && node.alive && !std::mem::replace(&mut node.leaving, true) {
             // Its last words are still on their way out.
             self.env.queue.plan(now.plus_ms(LINGER_MS), Next::Exit(id));
         }
