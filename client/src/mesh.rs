@@ -11,7 +11,8 @@ use zex_spec::{Code, DESCRIPTORS_METHOD, MESH_SERVICE, Status};
 
 use crate::{Call, Client};
 
-/// A broker answers for itself at once; who waits longer has a mesh that is not there.
+/// A broker answers for itself at once; who waits longer has a mesh that is not there. Where no pipe
+/// is, the session gives such a question up after three seconds.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Questions to the mesh itself; see [`Client::mesh`].

@@ -1,8 +1,9 @@
-"""The sockets of clients and workers: what libzmq is told about them."""
+"""Clients and workers without a mesh: what libzmq is told, and what callers are told."""
 
 import pytest
 
 import zex
+from zex.errors import Code
 
 
 @pytest.mark.parametrize("make", [zex.Client, zex.Worker])
@@ -19,3 +20,11 @@ def test_cut_connections_are_found_by_tcp_and_never_by_zmtp_heartbeats(make):
             assert found_after_s == 5
     finally:
         end._close()
+
+
+def test_at_its_deadline_a_call_that_nobody_ever_had_says_so():
+    with zex.Client("tcp://127.0.0.1:1") as client:
+        for wait, code in [(False, Code.UNAVAILABLE), (True, Code.DEADLINE_EXCEEDED)]:
+            with pytest.raises(zex.Error, match="no in pipe answers at tcp://127.0.0.1:1") as caught:
+                client.call("test.Nobody", "M", b"", 0.3, wait=wait)
+            assert caught.value.code == code

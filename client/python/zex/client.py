@@ -302,6 +302,18 @@ class Client(Loop):
             text = f"no in pipe answers at {where}; is the mesh up?"
         return Error(Code.UNAVAILABLE, text)
 
+    def _too_late(self, pending: Pending) -> Error:
+        """How a call ends at its deadline: one that is with nobody, and never was, as it would
+        have a little later; its caller needs to know that rather than its deadline."""
+        text = "no answer by the deadline"
+        if not pending.paused:
+            return Error(Code.DEADLINE_EXCEEDED, text)
+        nobody = self._no_broker(pending)
+        may_have_begun = pending.call.attempt > 0 or pending.owner is not None
+        if may_have_begun or pending.call.options & wire.WAIT:
+            return Error(Code.DEADLINE_EXCEEDED, f"{text}: {nobody.message}")
+        return nobody
+
     def _end(self, pending: Pending, error: Optional[Error], body: bytes = b"") -> None:
         """The one place where a call that was sent ends."""
         if self._calls.get(pending.call.key) is pending:
@@ -347,10 +359,7 @@ class Client(Loop):
 
     def _look_at(self, pending: Pending, now: float) -> None:
         if now >= pending.deadline:
-            text = "no answer by the deadline"
-            if pending.paused:
-                text += f": {self._no_broker(pending).message}"
-            self._end(pending, Error(Code.DEADLINE_EXCEEDED, text))
+            self._end(pending, self._too_late(pending))
         elif pending.receiver is not None:
             silent = pending.receiver.heard_at + _SILENCE_S
             if now >= silent:

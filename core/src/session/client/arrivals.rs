@@ -8,8 +8,8 @@ use zex_spec::{
 use super::super::jitter;
 use super::super::receiver::{Arrival, Receiver, SILENCE_MS};
 use super::{
-    Action, NO_BROKER_MS, PAUSE_MAX_MS, PAUSE_MS, Path, Pending, Phase, RESEND_SIGNED_MS, Session,
-    gives_up, no_broker,
+    Action, PAUSE_MAX_MS, PAUSE_MS, Path, Pending, Phase, RESEND_SIGNED_MS, Session, gives_up,
+    hopeless_from, nobody,
 };
 use crate::Time;
 
@@ -25,14 +25,14 @@ impl Session {
             *shunned_until = now.plus_ms(SHUN_MS);
         }
         match packet.message {
-            Message::Call(call) => self.call_came_back(now, &call),
+            Message::Call(call) => self.call_came_back(now, &call, packet.bounced),
             Message::Credit(credit) => self.credit_came_back(now, &credit),
             // A cancel is a courtesy: what it would have stopped ends by its deadline.
             _ => self.dropped += 1,
         }
     }
 
-    pub(super) fn call_came_back(&mut self, now: Time, call: &Call) {
+    pub(super) fn call_came_back(&mut self, now: Time, call: &Call, bounced: bool) {
         let paths = self.path_count();
         let Some(pending) = self.calls.get_mut(&call.key) else {
             self.dropped += 1;
@@ -47,22 +47,22 @@ impl Session {
             pending.returned_since = now;
         }
         pending.returns += 1;
+        pending.bounced |= bounced;
         if pending.returns < u32::from(paths) {
             let path = pending.path.next(paths);
             return self.send(now, &call.key, path);
         }
         if gives_up(pending, now) {
-            return self.end(&call.key, Err(no_broker()));
+            let status = nobody(pending);
+            return self.end(&call.key, Err(status));
         }
         pending.phase = Phase::Paused;
         let rounds = (pending.returns - u32::from(paths)).min(16);
         // From half of the pause to all of it; the first half is the shortest pause.
         let half = (PAUSE_MS << rounds).min(PAUSE_MAX_MS / 2);
         let pause = half + jitter(&call.key, rounds as u8, half);
-        let mut due = pending.deadline.min(now.plus_ms(pause));
-        if !pending.call.options.has(Options::WAIT) {
-            due = due.min(pending.returned_since.plus_ms(NO_BROKER_MS));
-        }
+        let due = pending.deadline.min(now.plus_ms(pause));
+        let due = hopeless_from(pending).map_or(due, |time| due.min(time));
         self.timers.reset(call.key, &mut pending.due, due);
     }
 
@@ -104,6 +104,7 @@ impl Session {
         pending.owner = Some(broker);
         pending.phase = Phase::Sent;
         pending.returns = 0;
+        pending.bounced = false;
         let spread = jitter(key, pending.call.attempt, RESEND_SIGNED_MS / 8);
         let due = pending.deadline.min(now.plus_ms(RESEND_SIGNED_MS + spread));
         self.timers.reset(*key, &mut pending.due, due);

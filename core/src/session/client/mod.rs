@@ -6,6 +6,7 @@
 //!              │ ◀──────────────────────────────── Paused ◀───────────────────────────────┘
 //!              │ first chunk ─▶ Streaming ── gap, 2 s of silence, BrokerDown ─▶ UNAVAILABLE
 //!              └─ Reply ─▶ its outcome       deadline ─▶ DEADLINE_EXCEEDED     cancel ─▶ CANCELLED
+//!   Paused for 5 s, or at the deadline and never anywhere else ─▶ UNAVAILABLE
 //! ```
 //!
 //! Driven by `zex-client` (one thread, one DEALER for each path) and by the simulator. Whoever
@@ -19,8 +20,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use zex_spec::{
-    BrokerId, Call, Cancel, Code, Key, MAX_BODY_BYTES, MAX_NAME_BYTES, Options, Packet,
-    ServiceHash, Status, Steer,
+    BrokerId, Call, Cancel, Code, Key, MAX_BODY_BYTES, MAX_NAME_BYTES, MESH_SERVICE, Options,
+    Packet, ServiceHash, Status, Steer,
 };
 
 use super::receiver::{Receiver, SILENCE_MS};
@@ -39,6 +40,10 @@ const PAUSE_MAX_MS: u64 = 500;
 /// A call that does not wait for a worker gives up after so long without a ready broker or any pipe,
 /// ms: a pipe that is restarted is back by then, and its restart must lose no call.
 const NO_BROKER_MS: u64 = 5_000;
+/// A question to the mesh itself gives up so soon where not even a pipe is, ms: a person waits for
+/// it, who has most likely not started a mesh, and to ask again costs nothing. Longer than a pipe's
+/// restart on one machine, and than the longest pause between two attempts to connect (1 s).
+const NO_PIPE_MS: u64 = 3_000;
 /// From this size on a request asks to be acknowledged, bytes: to send it a second time only
 /// because its answer takes a second would be dearer than the acknowledgement.
 const ACKNOWLEDGE_BYTES: usize = 64 << 10;
@@ -135,6 +140,8 @@ struct Pending {
     returns: u32,
     /// When it came back first in that row.
     returned_since: Time,
+    /// Whether in that row it was a pipe, once at least, that gave it back.
+    bounced: bool,
 }
 
 /// The client's end of the protocol.
@@ -245,6 +252,7 @@ impl Session {
             phase: Phase::Sent,
             returns: 0,
             returned_since: now,
+            bounced: false,
         };
         self.timers.set(key, pending.due);
         self.calls.insert(key, pending);
@@ -306,6 +314,7 @@ impl Session {
         let paths = self.path_count();
         let Some(pending) = self.calls.get_mut(key) else { return };
         pending.returns = 0;
+        pending.bounced = false;
         // Saturates: from then on a worker that denied the key refuses it, which is safe.
         pending.call.attempt = pending.call.attempt.saturating_add(1);
         let path = pending.path.next(paths);
@@ -317,14 +326,16 @@ impl Session {
         let paths = self.path_count();
         let Some(pending) = self.calls.get_mut(&key) else { return };
         if now >= pending.deadline {
-            let status = Status::new(Code::DeadlineExceeded, "no answer by the deadline");
+            let status = too_late(pending);
             return self.end(&key, Err(status));
         }
-        let hopeless = gives_up(pending, now);
+        let hopeless = gives_up(pending, now).then(|| nobody(pending));
         match &mut pending.phase {
             Phase::Sent => self.resend(now, &key),
-            Phase::Paused if hopeless => self.end(&key, Err(no_broker())),
             Phase::Paused => {
+                if let Some(status) = hopeless {
+                    return self.end(&key, Err(status));
+                }
                 let path = pending.path.next(paths);
                 self.send(now, &key, path);
             }
@@ -389,13 +400,41 @@ impl Session {
     }
 }
 
-/// Whether a call that came back has looked for a broker long enough.
-fn gives_up(pending: &Pending, now: Time) -> bool {
-    !pending.call.options.has(Options::WAIT)
-        && pending.returns > 0
-        && now >= pending.returned_since.plus_ms(NO_BROKER_MS)
+/// When a call that came back has looked for a broker long enough; never, if it waits for one.
+fn hopeless_from(pending: &Pending) -> Option<Time> {
+    if pending.call.options.has(Options::WAIT) || pending.returns == 0 {
+        return None;
+    }
+    let asks_the_mesh = pending.call.service == MESH_SERVICE;
+    let patience_ms = if asks_the_mesh && !pending.bounced { NO_PIPE_MS } else { NO_BROKER_MS };
+    Some(pending.returned_since.plus_ms(patience_ms))
 }
 
-fn no_broker() -> Status {
-    Status::new(Code::Unavailable, "no pipe has a ready broker; is one running?")
+fn gives_up(pending: &Pending, now: Time) -> bool {
+    hopeless_from(pending).is_some_and(|time| now >= time)
+}
+
+/// Why a call that came back found nobody.
+fn nobody(pending: &Pending) -> Status {
+    let text = if pending.bounced {
+        "no pipe has a ready broker; is one running?"
+    } else {
+        "no in pipe answers; is the mesh running?"
+    };
+    Status::new(Code::Unavailable, text)
+}
+
+/// How a call ends at its deadline. One that is certainly with nobody, and never was, ends as it
+/// would have a little later; its caller needs to know that rather than its deadline.
+fn too_late(pending: &Pending) -> Status {
+    let text = "no answer by the deadline";
+    if !matches!(pending.phase, Phase::Paused) {
+        return Status::new(Code::DeadlineExceeded, text);
+    }
+    let nobody = nobody(pending);
+    let may_have_begun = pending.call.attempt > 0 || pending.owner.is_some();
+    if may_have_begun || pending.call.options.has(Options::WAIT) {
+        return Status::new(Code::DeadlineExceeded, format!("{text}: {}", nobody.message));
+    }
+    nobody
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use zex_spec::{
     Accepted, Body, BrokerDown, Cancel, Chunk, Code, Credit, INITIAL_CREDIT_BYTES, MAX_BODY_BYTES,
-    Message, Options, Packet, Reply, ServiceHash, Status, Steer,
+    MESH_SERVICE, Message, Options, Packet, Reply, ServiceHash, Status, Steer,
 };
 
 use super::super::Path;
@@ -192,6 +192,80 @@ fn without_a_ready_broker_a_call_that_does_not_wait_ends_after_five_seconds() {
             }
         };
         assert_eq!(ended, 5_010, "{paths} paths");
+    }
+}
+
+/// Gives every attempt back, by a pipe or unsent, until the call ends: when, and with what.
+fn given_back_until_the_end(call: Event, by_a_pipe: bool) -> (u64, Status) {
+    let mut session = Session::new(2, Limits::default());
+    session.handle(at(0), call);
+    let mut now = at(0);
+    for _ in 0..1_000 {
+        while let Some(action) = session.poll_action() {
+            match action {
+                Action::ToPipe(path, mut packet) if by_a_pipe => {
+                    packet.bounced = true;
+                    session.handle(now, Event::FromPipe(path, packet));
+                }
+                Action::ToPipe(path, packet) => session.handle(now, Event::Refused(path, packet)),
+                Action::End(_, outcome) => {
+                    return (now.since(at(0)).as_millis() as u64, outcome.unwrap_err());
+                }
+                Action::Chunk(..) => panic!("{action:?}"),
+            }
+        }
+        now = session.poll_timeout().unwrap();
+        session.handle(now, Event::Tick);
+    }
+    panic!("it never ends");
+}
+
+#[test]
+fn a_call_that_only_ever_came_back_says_who_is_missing() {
+    let plain = |ms| call(1, ms, Options::default());
+    let patient = |ms| call(1, ms, Options::WAIT);
+    let question = |ms| {
+        let Event::Call(mut new) = plain(ms) else { panic!() };
+        new.service = MESH_SERVICE.into();
+        Event::Call(new)
+    };
+    let (broker, pipe) = ("no pipe has a ready broker; is", "no in pipe answers; is");
+    // (the call, whether a pipe gave it back, when it ends, with which code, and what it says)
+    let table = [
+        (plain(60_000), true, 5_000, Code::Unavailable, broker),
+        (plain(60_000), false, 5_000, Code::Unavailable, pipe),
+        // At the deadline, too: the deadline is not what is wrong.
+        (plain(5_000), true, 5_000, Code::Unavailable, broker),
+        (plain(700), true, 700, Code::Unavailable, broker),
+        (plain(700), false, 700, Code::Unavailable, pipe),
+        // Who wants to wait is told that the time is over, and what it was over with.
+        (patient(9_000), true, 9_000, Code::DeadlineExceeded, broker),
+        // A person asks what there is, and there is nothing, not even a pipe that restarts.
+        (question(5_000), true, 5_000, Code::Unavailable, broker),
+        (question(5_000), false, 3_000, Code::Unavailable, pipe),
+    ];
+    for (row, (call, by_a_pipe, ms, code, text)) in table.into_iter().enumerate() {
+        let (ended, status) = given_back_until_the_end(call, by_a_pipe);
+        assert_eq!((ended, status.code), (ms, code), "row {row}: {status}");
+        assert!(status.message.contains(text), "row {row}: {status}");
+    }
+}
+
+#[test]
+fn a_call_that_somebody_may_have_ends_by_its_deadline_as_before() {
+    let mut client = Client::new(1);
+    client.does(0, call(1, 2_000, Options::default()));
+    // Sent twice, and given back from then on: the first may have arrived.
+    let (ms, _) = client.next(2_000);
+    assert!(client.bounce(ms).is_empty());
+    loop {
+        let (ms, done) = client.next(2_000);
+        if done == ["0>#1"] {
+            assert!(client.bounce(ms).is_empty());
+            continue;
+        }
+        assert_eq!((ms, done), (2_000, vec!["DEADLINE_EXCEEDED".to_owned()]));
+        break;
     }
 }
 
