@@ -116,7 +116,7 @@ impl Mesh {
             name: peer.name.clone(),
             ready: peer.ready,
             answering: false,
-            assigned: peer.counts.values().sum(),
+            assigned: peer.counts.values().fold(0, |sum: u32, count| sum.saturating_add(*count)),
             last_heard_ms: now.since(peer.heard).as_millis() as u64,
             drift: 0,
             dropped: 0,

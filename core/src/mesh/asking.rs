@@ -56,7 +56,7 @@ impl Mesh {
     pub(super) fn ask(&mut self, now: Time, id: CallId) {
         let call = &mut self.calls[id];
         let (began, stale) = (call.began, std::mem::take(&mut call.stale));
-        let known = self.registry.service(call.dialect, call.service.as_bytes());
+        let known = self.registry.service(call.dialect, &call.service);
         let entry = known.map(|service| &self.registry.services[service]);
         let lost = entry
             .and_then(|entry| entry.last_loss)
@@ -84,7 +84,7 @@ impl Mesh {
     /// Another broker has a later attempt of this and will see to it. What only waits here must not
     /// begin when the other's may have ended.
     pub(super) fn on_broker_asks(&mut self, ask: &Ask) {
-        let Some(id) = self.keys.get(&ask.key).copied() else { return };
+        let Some(id) = self.native_call(&ask.key) else { return };
         let call = &self.calls[id];
         let waits = !matches!(call.state, State::Assigned(..));
         if waits && call.attempt < ask.attempt {

@@ -12,7 +12,7 @@
 //! A call that is answered while its worker is still at it (deadline, cancel) stays in the table
 //! until the worker lets go: the count is what the worker really holds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::{Index, IndexMut};
 
 use bytes::Bytes;
@@ -55,7 +55,8 @@ pub(super) struct Call {
     pub(super) key: Key,
     /// The dialect of the workers that can serve it.
     pub(super) dialect: Dialect,
-    pub(super) service: String,
+    /// As it came: an EZ name need not be UTF-8.
+    pub(super) service: Bytes,
     pub(super) method: String,
     pub(super) body: Body,
     pub(super) deadline: Time,
@@ -67,7 +68,11 @@ pub(super) struct Call {
     /// Workers that just refused it; forgotten after a moment.
     pub(super) avoid: Vec<PeerId>,
     /// Workers that must not see it (EZ: they had this id).
-    pub(super) never: Vec<PeerId>,
+    pub(super) never: BTreeSet<PeerId>,
+    /// The service in whose queue it stands.
+    pub(super) queued_in: Option<usize>,
+    /// A worker had it before: a full queue is no reason to turn it away now.
+    pub(super) assigned_once: bool,
     /// The client has its answer, or took the call back.
     pub(super) answered: bool,
     /// How often it may still be given to another worker after one died with it.
@@ -137,6 +142,13 @@ impl IndexMut<CallId> for Calls {
     }
 }
 
+impl Call {
+    /// The service's name for people, and for native workers.
+    pub(super) fn service_text(&self) -> String {
+        String::from_utf8_lossy(&self.service).into_owned()
+    }
+}
+
 /// How a call ended, in the dialect of who ended it.
 pub(super) enum End {
     Native(Outcome),
@@ -151,8 +163,8 @@ impl Outcome {
 
 /// How often an idempotent call outlives its worker before it counts as the killer.
 pub(super) const LIVES: u8 = 3;
-/// A call that every free worker just refused is offered to them again after this long.
-const RETRY_MS: u64 = 50;
+/// What was just refused, by a worker or by a full pipe, is offered again after this long.
+pub(super) const RETRY_MS: u64 = 50;
 /// How far behind the head of a queue we look for a call that a free worker may take.
 const LOOK_BEHIND: usize = 16;
 
@@ -164,7 +176,7 @@ impl Mesh {
         if let Some(outcome) = self.memory.get(&call.key).cloned() {
             return self.answer_native(&path, call.key, &outcome);
         }
-        if let Some(id) = self.keys.get(&call.key).copied() {
+        if let Some(id) = self.native_call(&call.key) {
             self.calls[id].path = path.clone();
             return self.accept(&path, call.key);
         }
@@ -191,7 +203,7 @@ impl Mesh {
             path: path.clone(),
             key: call.key,
             dialect: Dialect::Native,
-            service: call.service,
+            service: Bytes::from(call.service),
             method: call.method,
             body: Body::Bytes(body),
             deadline: now.plus_ms(u64::from(call.deadline_ms)),
@@ -200,7 +212,9 @@ impl Mesh {
             options: call.options,
             state: State::Queued,
             avoid: Vec::new(),
-            never: Vec::new(),
+            never: BTreeSet::new(),
+            queued_in: None,
+            assigned_once: false,
             answered: false,
             lives: LIVES,
             patience,
@@ -213,6 +227,13 @@ impl Mesh {
         }
         let resend = call.attempt > 0 && !idempotent;
         if resend || stale { self.ask(now, id) } else { self.place(now, id) }
+    }
+
+    /// The call that a native client may mean by this key: those of EZ clients have keys, too, which
+    /// are nobody's business.
+    pub(super) fn native_call(&self, key: &Key) -> Option<CallId> {
+        let id = self.keys.get(key).copied()?;
+        (self.calls[id].origin == Origin::Native).then_some(id)
     }
 
     /// Puts a call into the table, or answers that the table is full.
@@ -241,15 +262,15 @@ impl Mesh {
     pub(super) fn place(&mut self, now: Time, id: CallId) {
         let call = &mut self.calls[id];
         call.state = State::Queued;
-        let known = self.registry.service(call.dialect, call.service.as_bytes());
-        let members = known.map_or(0, |service| self.registry.services[service].list.len());
-        if members == 0 && call.patience <= now {
-            let text = format!("no worker serves {}", call.service);
+        let known = self.registry.service(call.dialect, &call.service);
+        if call.patience <= now && !known.is_some_and(|service| self.registry.has_workers(service))
+        {
+            let text = format!("no worker serves {}", call.service_text());
             return self.finish(now, id, Outcome::error(Code::Unavailable, text));
         }
         let service = match known {
             Some(service) => service,
-            None => self.registry.service_or_new(call.dialect, call.service.as_bytes()),
+            None => self.registry.service_or_new(call.dialect, &call.service),
         };
         let in_turn = self.registry.services[service].queue.none_in_turn();
         if in_turn && let Some(slot) = self.pick(service, id) {
@@ -259,19 +280,20 @@ impl Mesh {
     }
 
     fn enqueue(&mut self, now: Time, id: CallId, service: usize) {
-        let call = &self.calls[id];
+        let call = &mut self.calls[id];
         let entry = &mut self.registry.services[service];
         let bytes = entry.queue.bytes + call.body.len();
         let room =
             entry.queue.len() < self.settings.queue_calls && bytes <= self.settings.queue_bytes;
         // What was accepted once is not thrown out by its way back.
-        if !room && call.lives == LIVES && call.avoid.is_empty() {
-            let text =
-                format!("{} has {} calls waiting, the limit", call.service, entry.queue.len());
+        if !room && !call.assigned_once {
+            let waiting = entry.queue.len();
+            let text = format!("{} has {waiting} calls waiting, the limit", call.service_text());
             return self.finish(now, id, Outcome::error(Code::ResourceExhausted, text));
         }
         entry.queue.bytes = bytes;
         entry.queue.insert(id, !call.never.is_empty());
+        call.queued_in = Some(service);
         self.to_pump.insert(service);
         if !call.avoid.is_empty() {
             self.timers.insert((now.plus_ms(RETRY_MS), Timer::Retry(id)));
@@ -283,10 +305,8 @@ impl Mesh {
     }
 
     pub(super) fn dequeue(&mut self, id: CallId) {
-        let call = &self.calls[id];
-        let Some(service) = self.registry.service(call.dialect, call.service.as_bytes()) else {
-            return;
-        };
+        let call = &mut self.calls[id];
+        let Some(service) = call.queued_in.take() else { return };
         let entry = &mut self.registry.services[service];
         if entry.queue.remove(id) {
             entry.queue.bytes -= call.body.len();
@@ -324,14 +344,19 @@ impl Mesh {
     /// The calls of a service that has no worker any more, and that nobody wants to wait for one.
     pub(super) fn nobody_left(&mut self, now: Time, service: usize) {
         let Some(entry) = self.registry.services.get(service) else { return };
-        if entry.list.len() > 0 {
+        if self.registry.has_workers(service) {
             return;
         }
+        let had = entry.last_loss.is_some() || entry.list.len() > 0;
         for id in entry.queue.all() {
             // One may have gone with another of its id.
             let Some(call) = self.calls.get(id) else { continue };
             if call.patience <= now {
-                let text = format!("the last worker that served {} is gone", call.service);
+                let name = call.service_text();
+                let text = match had {
+                    true => format!("the last worker that served {name} is gone"),
+                    false => format!("no worker serves {name}"),
+                };
                 self.finish(now, id, Outcome::error(Code::Unavailable, text));
             } else if self.draining && call.origin == Origin::Native {
                 // Who leaves waits for nobody. The client hears of it and sends the call to others.
@@ -342,8 +367,8 @@ impl Mesh {
 
     /// Gives the call to this worker.
     pub(super) fn assign(&mut self, now: Time, id: CallId, slot: usize) {
+        let Some(way) = self.registry.way_to(slot) else { return self.place(now, id) };
         let worker = &mut self.registry.workers[slot];
-        let Some(way) = worker.path() else { return self.place(now, id) };
         let number = self.next_number;
         self.next_number += 1;
         worker.assigned.insert(number);
@@ -352,7 +377,7 @@ impl Mesh {
         self.count_changed(now, slot);
         self.not_for_its_repeats(id, worker_id);
         let call = &mut self.calls[id];
-        call.state = State::Assigned(number, slot);
+        (call.state, call.assigned_once) = (State::Assigned(number, slot), true);
         let address = Address { owner: self.me, number, path: call.path.clone() }.encode();
         let left_ms = u32::try_from(call.deadline.since(now).as_millis()).unwrap_or(u32::MAX);
         let (message, peer) = match (&call.origin, call.dialect) {
@@ -363,7 +388,7 @@ impl Mesh {
                 let work = Work {
                     address,
                     key: call.key,
-                    service: call.service.clone(),
+                    service: call.service_text(),
                     method: call.method.clone(),
                     deadline_ms: left_ms.max(1),
                     attempt: call.attempt,
@@ -390,8 +415,6 @@ impl Mesh {
     pub(super) fn retry(&mut self, id: CallId) {
         let Some(call) = self.calls.get_mut(id) else { return };
         call.avoid.clear();
-        if let Some(service) = self.registry.service(call.dialect, call.service.as_bytes()) {
-            self.to_pump.insert(service);
-        }
+        self.to_pump.extend(call.queued_in);
     }
 }

@@ -14,9 +14,9 @@ use zex_spec::{
     PeerId, Reply, ReturnPath, Steer, ez,
 };
 
-use super::calls::{Call, End, Origin, State};
+use super::calls::{Call, End, Origin, RETRY_MS, State};
 use super::memory::Outcome;
-use super::{CallId, Link, Mesh, Timer};
+use super::{CallId, Edge, Link, Mesh, Timer};
 use crate::Time;
 
 impl Mesh {
@@ -63,8 +63,9 @@ impl Mesh {
             return;
         }
         self.answered_siblings(id, &call.origin, &call.path);
+        let native = call.origin == Origin::Native && !call.options.has(Options::STREAM);
         let remember = match &end {
-            End::Native(outcome) if !call.options.has(Options::STREAM) => Some(outcome.clone()),
+            End::Native(outcome) if native => Some(outcome.clone()),
             _ => None,
         };
         self.answer(&call, end);
@@ -109,11 +110,11 @@ impl Mesh {
                 self.memory.put(now, key, outcome);
             }
         }
-        self.settle(id);
+        self.settle(now, id);
     }
 
     /// The client needs nothing more of this call.
-    pub(super) fn settle(&mut self, id: CallId) {
+    pub(super) fn settle(&mut self, now: Time, id: CallId) {
         let call = &mut self.calls[id];
         match (&call.state, call.dialect) {
             (State::Assigned(..), Dialect::Native) => {
@@ -121,25 +122,24 @@ impl Mesh {
                 let body = std::mem::replace(&mut call.body, Body::EMPTY);
                 self.held_bytes -= body.len();
             }
-            _ => drop(self.remove(id)),
+            _ => {
+                self.release(now, id);
+                self.remove(id);
+            }
         }
     }
 
     /// Its deadline has come.
     pub(super) fn deadline(&mut self, now: Time, id: CallId) {
         let Some(call) = self.calls.get(id) else { return };
-        let ez = call.dialect == Dialect::Ez;
         let text = match call.state {
-            State::Queued => format!("no worker of {} had room in time", call.service),
+            State::Queued => format!("no worker of {} had room in time", call.service_text()),
             State::Asking(_) => "its fate was not found out in time".to_owned(),
             State::Assigned(..) => {
-                format!("{}/{} did not answer in time", call.service, call.method)
+                format!("{}/{} did not answer in time", call.service_text(), call.method)
             }
         };
         self.stop_worker(id);
-        if ez {
-            self.release(now, id);
-        }
         self.finish(now, id, Outcome::error(Code::DeadlineExceeded, text));
     }
 
@@ -147,9 +147,9 @@ impl Mesh {
     pub(super) fn on_cancel(&mut self, now: Time, key: Key) {
         // Remembered even if the call itself is still on its way, by another path.
         self.memory.put(now, key, Outcome::error(Code::Cancelled, "the client took the call back"));
-        let Some(id) = self.keys.get(&key).copied() else { return };
+        let Some(id) = self.native_call(&key) else { return };
         self.stop_worker(id);
-        self.settle(id);
+        self.settle(now, id);
     }
 
     /// Tells the worker, if there is one, that nobody waits any more.
@@ -164,6 +164,20 @@ impl Mesh {
         let (peer, way) = (worker.id, worker.path());
         if let Some(way) = way {
             self.send_to_worker(way, peer, Cancel { key });
+        }
+    }
+
+    /// The way to its worker is full: it has not begun, and that way gets nothing for a moment.
+    pub(super) fn refused(&mut self, now: Time, link: Link, from: PeerId, number: u64) {
+        if self.registry.close(link) {
+            self.timers.insert((now.plus_ms(RETRY_MS), Timer::Reopen(link)));
+        }
+        let Some((id, _)) = self.assignment(from, number) else { return };
+        self.release(now, id);
+        if self.calls[id].answered {
+            self.remove(id);
+        } else {
+            self.place(now, id);
         }
     }
 
@@ -202,11 +216,15 @@ impl Mesh {
     }
 
     /// Part of a stream, on its way to the client.
-    pub(super) fn on_chunk(&mut self, from: PeerId, chunk: Chunk, body: Bytes) {
+    pub(super) fn on_chunk(&mut self, now: Time, edge: Edge, chunk: Chunk, body: Bytes) {
         let Ok(address) = Address::decode(&chunk.address) else { return self.drop_one() };
-        let known =
-            if address.owner == self.me { self.assignment(from, address.number) } else { None };
-        let Some((id, _)) = known else { return self.drop_one() };
+        if address.owner != self.me {
+            // Its owner is dead, and a stream does not move: the worker need not go on.
+            return self.send_to_worker(edge.path(now), edge.peer, Cancel { key: chunk.key });
+        }
+        let Some((id, _)) = self.assignment(edge.peer, address.number) else {
+            return self.drop_one();
+        };
         let call = &self.calls[id];
         if call.answered || call.origin != Origin::Native {
             return;
@@ -218,7 +236,7 @@ impl Mesh {
 
     /// The client has room for more of its stream.
     pub(super) fn on_credit(&mut self, credit: Credit) {
-        let Some(id) = self.keys.get(&credit.key).copied() else { return };
+        let Some(id) = self.native_call(&credit.key) else { return };
         let State::Assigned(_, slot) = self.calls[id].state else { return };
         let worker = &self.registry.workers[slot];
         let (peer, way) = (worker.id, worker.path());
@@ -229,7 +247,7 @@ impl Mesh {
 
     /// We could not send part of a stream: it has a gap now, so it ends.
     pub(super) fn chunk_refused(&mut self, now: Time, key: Key) {
-        let Some(id) = self.keys.get(&key).copied() else { return };
+        let Some(id) = self.native_call(&key) else { return };
         self.stop_worker(id);
         self.finish(
             now,

@@ -1,6 +1,7 @@
 //! The old dialect at a broker: requests whose ids repeat, workers that only beat.
 
 use std::collections::BTreeSet;
+use std::hash::BuildHasher;
 
 use bytes::Bytes;
 use zex_spec::{
@@ -9,7 +10,7 @@ use zex_spec::{
 };
 
 use super::calls::{Call, End, Origin, State};
-use super::memory::Outcome;
+use super::memory::{Outcome, Seeded};
 use super::{CallId, Edge, Mesh};
 use crate::Time;
 
@@ -20,6 +21,8 @@ const UNIQUE_ID_BYTES: usize = 16;
 /// Old workers beat every 3 s: until a broker has heard one whole round it cannot say that nobody
 /// serves a service.
 const FIRST_ROUND_MS: u64 = EZ_BEAT_INTERVAL_MS + 500;
+/// Requests of one id that run at once. Old clients send one twice; a flood of one id is garbage.
+const MAX_REPEATS: usize = 16;
 
 impl Mesh {
     /// A request of an old client.
@@ -31,10 +34,9 @@ impl Mesh {
         frames: Vec<Bytes>,
     ) {
         let path = ReturnPath { pipe: edge.pipe, dialect: Dialect::Ez, peer: request.peer };
-        let text = String::from_utf8_lossy(&request.service).into_owned();
-        let native = self.native_target(&request.service, &text);
+        let native = self.native_target(&request.service);
         let (dialect, service, method, body) = match native {
-            None => (Dialect::Ez, text, String::new(), Body::Frames(frames)),
+            None => (Dialect::Ez, request.service, String::new(), Body::Frames(frames)),
             Some((service, method)) => match <[Bytes; 1]>::try_from(frames) {
                 Ok([body]) => (Dialect::Native, service, method, Body::Bytes(body)),
                 Err(frames) if frames.is_empty() => (Dialect::Native, service, method, Body::EMPTY),
@@ -46,7 +48,12 @@ impl Mesh {
             },
         };
         let repeats = self.repeats(&request.id);
-        let mut never = Vec::new();
+        if repeats.len() >= MAX_REPEATS {
+            let text = format!("{MAX_REPEATS} requests with this id run already");
+            let end = End::Native(Outcome::error(Code::ResourceExhausted, text));
+            return self.answer_to(&Origin::Ez(request.id), &path, Key::default(), end);
+        }
+        let mut never = BTreeSet::new();
         for id in &repeats {
             let call = &mut self.calls[*id];
             let equal = call.service == service && call.method == method && call.body == body;
@@ -57,7 +64,7 @@ impl Mesh {
             // A native worker knows a request by its key, and every request has its own.
             if dialect == Dialect::Ez && call.dialect == Dialect::Ez {
                 if let State::Assigned(_, slot) = call.state {
-                    never.push(self.registry.workers[slot].id);
+                    never.insert(self.registry.workers[slot].id);
                 }
                 never.extend(call.never.iter().copied());
             }
@@ -78,6 +85,8 @@ impl Mesh {
             state: State::Queued,
             avoid: Vec::new(),
             never,
+            queued_in: None,
+            assigned_once: false,
             answered: false,
             lives: super::calls::LIVES,
             patience: self.started.plus_ms(FIRST_ROUND_MS),
@@ -90,16 +99,16 @@ impl Mesh {
     }
 
     /// `pkg.Service/Method` of a native worker, if nobody serves the whole name in the old dialect.
-    fn native_target(&self, name: &[u8], text: &str) -> Option<(String, String)> {
+    fn native_target(&self, name: &Bytes) -> Option<(Bytes, String)> {
         let served = |dialect, name: &[u8]| {
             let service = self.registry.service(dialect, name);
             service.is_some_and(|service| self.registry.services[service].list.len() > 0)
         };
-        let (service, method) = text.rsplit_once('/')?;
-        let native = !served(Dialect::Ez, name)
-            && served(Dialect::Native, service.as_bytes())
-            && !method.is_empty();
-        native.then(|| (service.to_owned(), method.to_owned()))
+        let slash = name.iter().rposition(|byte| *byte == b'/')?;
+        let (service, method) = (name.slice(..slash), std::str::from_utf8(&name[slash + 1..]));
+        let method = method.ok().filter(|method| !method.is_empty())?;
+        let native = !served(Dialect::Ez, name) && served(Dialect::Native, &service);
+        native.then(|| (service, method.to_owned()))
     }
 
     /// Requests with this id that run.
@@ -107,11 +116,14 @@ impl Mesh {
         self.ez_ids.get(id).cloned().unwrap_or_default()
     }
 
-    /// A key for a call that brought none: ours and a number, so nobody else's.
+    /// A key for a call that brought none. Made with our secret seed: who could guess it could ask
+    /// for the answer.
     fn next_ez_key(&mut self) -> Key {
+        let half =
+            |half: u8| Seeded(self.settings.seed).hash_one((self.me, self.next_ez_key, half));
         let mut key = [0; 16];
-        key[..8].copy_from_slice(&self.me.0.to_be_bytes());
-        key[8..].copy_from_slice(&self.next_ez_key.to_be_bytes());
+        key[..8].copy_from_slice(&half(0).to_be_bytes());
+        key[8..].copy_from_slice(&half(1).to_be_bytes());
         self.next_ez_key += 1;
         Key(key)
     }
@@ -125,8 +137,8 @@ impl Mesh {
             if repeat == id || call.dialect != Dialect::Ez {
                 continue;
             }
-            call.never.push(worker);
-            if let Some(service) = self.registry.service(Dialect::Ez, call.service.as_bytes()) {
+            call.never.insert(worker);
+            if let Some(service) = call.queued_in {
                 self.registry.services[service].queue.put_aside(repeat);
             }
         }

@@ -143,6 +143,7 @@ enum Timer {
     Deadline(CallId),
     Ask(CallId),
     Retry(CallId),
+    Reopen(Link),
 }
 
 /// How often silence is looked for, milliseconds: a death is noticed this much late at most.
@@ -392,7 +393,7 @@ impl Mesh {
             (Message::Reply(reply), Body::Bytes(body)) => {
                 self.on_reply(now, edge.peer, reply, body)
             }
-            (Message::Chunk(chunk), Body::Bytes(body)) => self.on_chunk(edge.peer, chunk, body),
+            (Message::Chunk(chunk), Body::Bytes(body)) => self.on_chunk(now, edge, chunk, body),
             (Message::Busy(busy), _) => match Address::decode(&busy.address) {
                 Ok(address) if address.owner == self.me => {
                     self.not_begun(now, edge.peer, address.number)
@@ -414,7 +415,12 @@ impl Mesh {
 
     /// A pipe lives; after a restart it has a new incarnation and the old one's paths are gone.
     fn on_pipe_beat(&mut self, now: Time, link: Link, beat: PipeBeat) {
-        self.pipes.retain(|pipe, at| *at != link || *pipe == beat.pipe);
+        let earlier = self.pipes.iter().filter(|(pipe, at)| **at == link && **pipe != beat.pipe);
+        let earlier: Vec<PipeId> = earlier.map(|(pipe, _)| *pipe).collect();
+        for pipe in earlier {
+            self.pipes.remove(&pipe);
+            self.registry.forget_pipe(pipe);
+        }
         self.pipes.insert(beat.pipe, link);
         if matches!(link, Link::Worker(_)) {
             self.linked.get_or_insert(now);
@@ -442,7 +448,7 @@ impl Mesh {
     }
 
     /// A pipe's queue is full: what we wanted to send is back at once.
-    fn on_refused(&mut self, now: Time, _link: Link, packet: Packet) {
+    fn on_refused(&mut self, now: Time, link: Link, packet: Packet) {
         let (from, address) = match &packet.message {
             Message::Work(work) => (packet.peer, &work.address),
             Message::EzWork(work) => (PeerId::of_ez(packet.pipe, &work.peer), &work.address),
@@ -451,7 +457,7 @@ impl Mesh {
             _ => return self.drop_one(),
         };
         if let Ok(address) = Address::decode(address) {
-            self.not_begun(now, from, address.number);
+            self.refused(now, link, from, address.number);
         }
     }
 
@@ -476,6 +482,10 @@ impl Mesh {
             Timer::Deadline(id) => self.deadline(now, id),
             Timer::Ask(id) => self.ask_timed_out(now, id),
             Timer::Retry(id) => self.retry(id),
+            Timer::Reopen(link) => {
+                self.registry.reopen(link);
+                self.to_pump.extend(self.registry.services.iter().map(|(service, _)| service));
+            }
         }
     }
 
@@ -500,6 +510,7 @@ impl Mesh {
             .registry
             .services
             .iter()
+            .filter(|(_, service)| service.name.0 == Dialect::Ez || self.draining)
             .filter(|(_, service)| service.list.len() == 0 && !service.queue.is_empty());
         let empty: Vec<usize> = empty.map(|(service, _)| service).collect();
         empty.into_iter().for_each(|service| self.nobody_left(now, service));

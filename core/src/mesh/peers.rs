@@ -18,6 +18,10 @@ use crate::Time;
 /// Counts that changed are told at most this often: fresh enough for a view under 10 ms, and far
 /// fewer messages than requests.
 const SHARE_MS: u64 = 5;
+/// Brokers that one knows at most: a mesh has a handful, the bound is against who makes them up.
+const MAX_PEERS: usize = 1_024;
+/// Workers of which one broker's share may speak; more than a share's header can name at once.
+const MAX_COUNTS: usize = 65_536;
 /// A snapshot that was asked for may be asked for again after this long.
 const ASK_AGAIN_MS: u64 = 200;
 
@@ -103,7 +107,7 @@ impl Mesh {
 
     fn on_share(&mut self, now: Time, from: BrokerId, share: Share) {
         let Some(peer) = self.peer(now, from) else { return };
-        let next = peer.synced && share.sequence == peer.sequence + 1;
+        let next = peer.synced && Some(share.sequence) == peer.sequence.checked_add(1);
         if !share.snapshot && !next {
             if share.sequence > peer.sequence {
                 self.want_snapshot(now, from);
@@ -132,6 +136,7 @@ impl Mesh {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let old = match count {
             0 => peer.counts.remove(&worker),
+            _ if peer.counts.len() >= MAX_COUNTS && !peer.counts.contains_key(&worker) => return,
             _ => peer.counts.insert(worker, count),
         }
         .unwrap_or(0);
@@ -147,7 +152,8 @@ impl Mesh {
         if !self.peers.contains_key(&from) {
             let same: Vec<BrokerId> =
                 self.peers.keys().filter(|known| known.id() == from.id()).copied().collect();
-            if from.id() == self.me.id() || same.iter().any(|known| known.succeeds(from)) {
+            let full = self.peers.len() >= MAX_PEERS && same.is_empty();
+            if full || from.id() == self.me.id() || same.iter().any(|known| known.succeeds(from)) {
                 return None;
             }
             same.into_iter().for_each(|older| self.peer_gone(now, older));

@@ -56,18 +56,12 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn level(&self) -> u32 {
-        self.ours() + self.foreign + self.orphans
+        self.ours().saturating_add(self.foreign).saturating_add(self.orphans)
     }
 
     /// What it has in flight for us.
     pub(super) fn ours(&self) -> u32 {
         self.assigned.len() as u32 + self.strange
-    }
-
-    /// The level that the pick sees: none while it has no path or no room.
-    fn eligible(&self) -> Option<u32> {
-        let level = self.level();
-        (!self.paths.is_empty() && level < self.capacity).then_some(level)
     }
 
     /// The way that it was last heard on.
@@ -157,6 +151,8 @@ pub(super) struct Registry {
     pub(super) services: Slab<Service>,
     by_id: HashMap<PeerId, usize, Seeded>,
     by_name: HashMap<ServiceName, usize, Seeded>,
+    /// Ways that were full a moment ago.
+    closed: BTreeSet<Link>,
 }
 
 impl Registry {
@@ -166,6 +162,7 @@ impl Registry {
             services: Slab::new(),
             by_id: HashMap::with_hasher(Seeded(seed)),
             by_name: HashMap::with_hasher(Seeded(seed)),
+            closed: BTreeSet::new(),
         }
     }
 
@@ -206,31 +203,77 @@ impl Registry {
         let wanted: BTreeSet<usize> =
             names.iter().map(|name| self.service_or_new(dialect, name)).collect();
         let had = std::mem::take(&mut self.workers[slot].services);
-        let mut has = Vec::with_capacity(wanted.len());
+        let mut has = BTreeMap::new();
         for (service, seat) in had {
             if wanted.contains(&service) {
-                has.push((service, seat));
+                has.insert(service, seat);
             } else {
                 self.services[service].list.leave(seat);
                 self.services[service].last_loss = Some(now);
             }
         }
         for service in wanted {
-            if !has.iter().any(|(known, _)| *known == service) {
-                has.push((service, self.services[service].list.join(slot as u32)));
-            }
+            let list = &mut self.services[service].list;
+            has.entry(service).or_insert_with(|| list.join(slot as u32));
         }
-        self.workers[slot].services = has;
+        self.workers[slot].services = has.into_iter().collect();
         self.relevel(slot);
     }
 
     /// Tells the lists the worker's level after any change to it.
     pub(super) fn relevel(&mut self, slot: usize) {
-        let level = self.workers[slot].eligible();
+        let level = self.eligible(slot);
         let Self { workers, services, .. } = self;
         for (service, seat) in &workers[slot].services {
             services[*service].list.place(*seat, level);
         }
+    }
+
+    /// The level that the pick sees: none while it has no open way or no room.
+    fn eligible(&self, slot: usize) -> Option<u32> {
+        let worker = &self.workers[slot];
+        let level = worker.level();
+        (self.way_to(slot).is_some() && level < worker.capacity).then_some(level)
+    }
+
+    /// The way for work: the last on which the worker was heard that is not closed.
+    pub(super) fn way_to(&self, slot: usize) -> Option<Path> {
+        let ways = self.workers[slot].paths.iter().rev();
+        ways.copied().find(|path| !self.closed.contains(&path.link))
+    }
+
+    /// This way is full. False if that was known.
+    pub(super) fn close(&mut self, link: Link) -> bool {
+        let news = self.closed.insert(link);
+        if news {
+            self.relevel_all();
+        }
+        news
+    }
+
+    /// It may be tried again.
+    pub(super) fn reopen(&mut self, link: Link) {
+        self.closed.remove(&link);
+        self.relevel_all();
+    }
+
+    /// A pipe was restarted: its old life is no way to anybody.
+    pub(super) fn forget_pipe(&mut self, pipe: PipeId) {
+        self.workers.iter_mut().for_each(|(_, w)| w.paths.retain(|path| path.pipe != pipe));
+        self.relevel_all();
+    }
+
+    fn relevel_all(&mut self) {
+        let slots: Vec<usize> = self.workers.iter().map(|(slot, _)| slot).collect();
+        slots.into_iter().for_each(|slot| self.relevel(slot));
+    }
+
+    /// Whether anybody serves it. A native worker out of sight may be back; an EZ worker that has
+    /// fallen silent with work in hand is there for its late answers only.
+    pub(super) fn has_workers(&self, service: usize) -> bool {
+        let Service { name, list, .. } = &self.services[service];
+        let seen = |slot: u32| !self.workers[slot as usize].paths.is_empty();
+        list.len() > 0 && (name.0 == Dialect::Native || list.all().into_iter().any(seen))
     }
 
     /// Takes a worker out; what it held is the caller's to settle.

@@ -618,7 +618,7 @@ fn repeats_that_waited_go_to_different_workers_and_hold_nobody_up() {
     let ez =
         |stage: &mut Stage, peer, id| stage.ez(Link::In(0), IN_PIPE, ez_call(peer, id), &[b"x"]);
     // Nobody is there yet; all of them wait, the repeats of many clients too.
-    (0..20).for_each(|_| ez(&mut stage, b"a", b"1234"));
+    (0..10).for_each(|_| ez(&mut stage, b"a", b"1234"));
     ez(&mut stage, b"b", b"1234");
     stage.ez(Link::Worker(0), WORKER_PIPE, ez_beat(b"w1"), &[]);
     let first = stage.ez_works();
@@ -676,4 +676,131 @@ fn an_ez_worker_that_only_stopped_beating_may_answer_late() {
     stage.wait_ms(60_100);
     assert_eq!(stage.ez_answers()[0].2[0], "ERR");
     stage.idle();
+}
+
+#[test]
+fn a_flood_of_one_ez_id_is_bounded_and_nobody_elses_trouble() {
+    let mut stage = Stage::new(Settings::default());
+    stage.ez(Link::Worker(0), WORKER_PIPE, ez_beat(b"w1"), &[]);
+    stage.ez(Link::Worker(0), WORKER_PIPE, ez_beat(b"w2"), &[]);
+    (0..100).for_each(|_| stage.ez(Link::In(0), IN_PIPE, ez_call(b"c", b"1234"), &[b"x"]));
+    assert_eq!(stage.mesh.held_calls(), 16);
+    assert_eq!(stage.ez_answers().len(), 84);
+    let never = stage.mesh.calls.all().map(|(_, call)| call.never.len()).max();
+    assert!(never <= Some(2), "no more than there are workers: {never:?}");
+    assert_eq!(stage.ez_works().len(), 2);
+}
+
+#[test]
+fn a_native_client_has_no_part_in_the_calls_of_ez_clients() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 10);
+    stage.ez(Link::Worker(0), WORKER_PIPE, ez_beat(b"w"), &[]);
+    stage.ez(Link::In(0), IN_PIPE, ez_call(b"c", b"1234"), &[b"x"]);
+    let key = *stage.mesh.keys.keys().next().unwrap();
+    stage.client(id(9), Cancel { key }, b"");
+    stage.client(id(9), Credit { key, bytes: 1 }, b"");
+    let work = stage.ez_works().remove(0);
+    let reply = EzReply { peer: work.peer, address: work.address, id: work.id };
+    stage.ez(Link::Worker(0), WORKER_PIPE, reply, &[b"OK", b"secret"]);
+    assert_eq!(stage.ez_answers().len(), 1);
+    stage.client(id(9), Call { attempt: 1, ..Call { key, ..call(1) } }, b"");
+    assert!(stage.replies().iter().all(|(_, _, body)| body != "secret"));
+}
+
+#[test]
+fn a_full_way_is_left_alone_for_a_moment_whatever_stands_behind_it() {
+    let mut stage = Stage::new(Settings::default());
+    let worker = |n: u16| {
+        let mut id = [7; 16];
+        id[..2].copy_from_slice(&n.to_be_bytes());
+        PeerId(id)
+    };
+    (0..500).for_each(|n| stage.register(worker(n), 4));
+    let mut refusals = 0;
+    for n in 0..200 {
+        stage.client(id(9), call(n), b"");
+        while let Some((link, packet)) = stage.sent.pop() {
+            if matches!(packet.message, Message::Work(_)) {
+                refusals += 1;
+                stage.event(Event::Refused(link, packet));
+            }
+        }
+    }
+    assert_eq!(refusals, 1, "the rest waits");
+    stage.wait_ms(60);
+    assert_eq!(stage.works().len(), 200);
+}
+
+#[test]
+fn an_answer_behind_a_goodbye_still_counts() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 10);
+    stage.client(id(9), call(1), b"");
+    let work = stage.works().remove(0).1;
+    stage.worker(id(1), Goodbye {}, b"");
+    assert!(stage.replies().is_empty());
+    stage.client(id(9), call(2), b"");
+    assert!(stage.works().is_empty(), "it gets nothing new");
+    stage.answer(id(1), &work, b"last");
+    assert_eq!(stage.replies()[0].2, "last");
+    stage.wait_ms(2_000);
+    assert_eq!(stage.replies()[0].1, Code::Unavailable, "and nobody else came");
+    stage.idle();
+}
+
+#[test]
+fn numbers_without_sense_from_the_state_port_harm_nobody() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 10);
+    for n in 1..=2 {
+        let other = Incarnation::new(&format!("b{}", n + 1), 1);
+        let counts = vec![(id(1), u32::MAX)];
+        let share = Share { sequence: u64::MAX, snapshot: true, counts };
+        let packet = Packet::from_peer(Steer::Owner(other), share.clone(), Bytes::new());
+        stage.event(Event::FromState(packet));
+        let next = Packet::from_peer(
+            Steer::Owner(other),
+            Share { sequence: 0, snapshot: false, ..share },
+            Bytes::new(),
+        );
+        stage.event(Event::FromState(next));
+    }
+    let ask = Call { service: MESH_SERVICE.into(), method: "Brokers".into(), ..call(1) };
+    stage.client(id(9), ask, b"");
+    assert_eq!(stage.replies()[0].1, Code::Ok);
+}
+
+#[test]
+fn a_stream_whose_owner_is_dead_is_stopped_at_its_worker() {
+    let mut stage = Stage::new(Settings::default());
+    let peer = Bytes::copy_from_slice(&id(9).0);
+    let path = ReturnPath { pipe: IN_PIPE, dialect: Dialect::Native, peer };
+    let address = Address { owner: Incarnation::new("dead", 1), number: 3, path }.encode();
+    stage.worker(id(1), Chunk { address, key: key(1), number: 1 }, b"part");
+    let cancels = stage.kinds(|m| matches!(m, Message::Cancel(_)));
+    assert_eq!(cancels, [(id(1), Cancel { key: key(1) }.into())]);
+}
+
+#[test]
+fn an_ez_worker_that_is_silent_is_no_worker_for_new_requests() {
+    let mut stage = Stage::new(Settings::default());
+    stage.wait_ms(4_000);
+    stage.ez(Link::Worker(0), WORKER_PIPE, ez_beat(b"w"), &[]);
+    stage.ez(Link::In(0), IN_PIPE, ez_call(b"c", b"1234"), &[b"x"]);
+    stage.wait_ms(9_200);
+    stage.ez(Link::In(0), IN_PIPE, ez_call(b"c", b"5678"), &[b"x"]);
+    let (_, id, frames) = stage.ez_answers().remove(0);
+    assert_eq!((id.as_ref(), frames[0].as_ref()), (&b"5678"[..], &b"ERR"[..]));
+}
+
+#[test]
+fn an_ez_service_may_have_any_bytes_for_a_name() {
+    let mut stage = Stage::new(Settings::default());
+    let name = Bytes::from_static(b"caf\xe9");
+    let beat = EzBeat { service: name.clone(), ..ez_beat(b"w") };
+    stage.ez(Link::Worker(0), WORKER_PIPE, beat, &[]);
+    let request = EzCall { service: name, ..ez_call(b"c", b"1234") };
+    stage.ez(Link::In(0), IN_PIPE, request, &[b"x"]);
+    assert_eq!(stage.ez_works().len(), 1);
 }

@@ -89,7 +89,8 @@ impl Mesh {
     }
 
     fn new_worker(&mut self, now: Time, id: PeerId, dialect: Dialect, routing: Bytes) -> usize {
-        let foreign = self.peers.values().filter_map(|peer| peer.counts.get(&id)).sum();
+        let shares = self.peers.values().filter_map(|peer| peer.counts.get(&id));
+        let foreign = shares.fold(0, |sum: u32, count| sum.saturating_add(*count));
         self.registry.add(Worker {
             id,
             dialect,
@@ -163,9 +164,14 @@ impl Mesh {
 
     /// A worker leaves and holds nothing.
     pub(super) fn on_goodbye(&mut self, now: Time, id: &PeerId) {
-        if let Some(slot) = self.registry.worker(id) {
-            self.worker_dead(now, slot, "the worker left with it");
+        let Some(slot) = self.registry.worker(id) else { return };
+        let worker = &mut self.registry.workers[slot];
+        if worker.assigned.is_empty() {
+            return self.worker_dead(now, slot, "the worker left with it");
         }
+        // Its last answers may come by another pipe, behind its goodbye; silence ends the wait.
+        worker.paths.clear();
+        self.registry.relevel(slot);
     }
 
     /// A connection at a worker pipe has ended.
@@ -214,6 +220,8 @@ impl Mesh {
                 // deadline.
                 self.registry.workers[slot].paths.clear();
                 self.registry.relevel(slot);
+                let services = self.registry.workers[slot].services.clone();
+                services.into_iter().for_each(|(service, _)| self.nobody_left(now, service));
             } else {
                 self.worker_dead(now, slot, "the worker died while it had the call");
             }
