@@ -198,3 +198,49 @@ fn one_role_a_process_makes_the_same_mesh() {
         assert_eq!(program.stop(STOP).code(), Some(0), "{}", program.log());
     }
 }
+
+#[test]
+fn a_second_scheduler_on_a_store_exits_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().to_str().unwrap();
+    let mesh = Mesh::up(&["--brokers", "1", "--data", data]);
+    let (clients, workers) = (mesh.endpoint("in_pipe"), mesh.endpoint("worker_pipe"));
+    let pipes = ["--in-pipe", clients, "--worker-pipe", workers];
+    let second = zex(&[&["scheduler", "--data", data], &pipes[..]].concat());
+    assert_eq!((second.code, second.out.as_str()), (1, ""), "{}", second.err);
+    let error = second.err.lines().find(|line| line.starts_with("error: ")).unwrap();
+    assert!(error.contains(&format!("{data}/scheduler.db")), "{error}");
+    // One that cannot be opened at all is named, too; what it is stays as it is.
+    let broken = dir.path().join("broken");
+    std::fs::create_dir(&broken).unwrap();
+    std::fs::write(broken.join("scheduler.db"), "not a database").unwrap();
+    let said = zex(&[&["scheduler", "--data", broken.to_str().unwrap()], &pipes[..]].concat());
+    assert_eq!(said.code, 1, "{}", said.err);
+    assert!(said.err.contains("broken/scheduler.db"), "{}", said.err);
+    assert_eq!(std::fs::read(broken.join("scheduler.db")).unwrap(), b"not a database");
+    assert_eq!(mesh.zex(&["pipeline", "ls", "--json"]).code, 0);
+}
+
+#[test]
+fn a_scheduler_of_its_own_is_known_to_the_mesh() {
+    let mesh = Mesh::up(&["--brokers", "1"]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut scheduler = Program::zex(&[
+        "scheduler",
+        "--json",
+        "--name",
+        "second",
+        "--data",
+        dir.path().to_str().unwrap(),
+        "--in-pipe",
+        mesh.endpoint("in_pipe"),
+        "--worker-pipe",
+        mesh.endpoint("worker_pipe"),
+    ]);
+    assert_eq!(scheduler.json()["ready"], "scheduler");
+    support::until("both schedulers are workers", PATIENCE, || {
+        let services = mesh.zex(&["services", "--json"]).json();
+        (services[0]["workers"] == 2).then_some(())
+    });
+    assert_eq!(scheduler.stop(STOP).code(), Some(0), "{}", scheduler.log());
+}
