@@ -404,3 +404,42 @@ fn every_broker_hears_every_broker() {
         }
     }
 }
+
+#[test]
+fn a_broker_s_words_are_heard_in_its_own_name_only() {
+    let context = Context::new();
+    let settings = StatePipeSettings {
+        name: "state-1".to_owned(),
+        brokers_endpoint: ANY_PORT.to_owned(),
+        publish_endpoint: ANY_PORT.to_owned(),
+    };
+    let pipe = Pipe::start_state(&context, &settings).unwrap();
+    let [me, other] = ["a", "b"].map(|name| Incarnation::new(name, 1));
+    let out = context.dealer_for_broker(me, pipe.front_endpoint()).unwrap();
+    let listens = context.subscriber(pipe.back_endpoint()).unwrap();
+    let hello = |steer, goodbye| {
+        let hello = Hello { name: "x".to_owned(), ready: true, sequence: 1, goodbye };
+        Packet::from_peer(steer, hello, Bytes::new())
+    };
+    let say = |packet: &Packet| {
+        let (first, rest) = packet.encode();
+        out.send(first, rest) == Sent::Sent
+    };
+    let own = hello(Steer::Owner(me), false);
+    // Both ends are connected once it hears itself.
+    until(|| say(&own) && listens.recv().unwrap().is_some());
+    let false_words =
+        [Steer::Owner(other), Steer::All, Steer::Home(named("x"))].map(|to| hello(to, true));
+    for packet in &false_words {
+        until(|| say(packet));
+    }
+    until(|| pipe.stats().malformed == false_words.len() as u64);
+    let last = hello(Steer::Owner(me), true);
+    until(|| say(&last));
+    let (deadline, mut heard) = (soon(), Vec::new());
+    while !heard.contains(&last) {
+        let frames = listens.recv_by(deadline).unwrap().expect("the last words are heard");
+        heard.push(Packet::decode(frames).unwrap());
+    }
+    assert!(heard.iter().all(|packet| packet.steer == Steer::Owner(me)), "{heard:?}");
+}

@@ -1,10 +1,10 @@
 //! The state pipe: what a broker says, every broker hears, the speaker too.
 //!
-//! It looks at a message only so far that garbage stops here.
+//! It looks at a message only so far that garbage stops here, and words in another broker's name.
 
 use std::time::{Duration, Instant};
 
-use zex_spec::{Malformed, Prefix};
+use zex_spec::{Malformed, Prefix, Steer};
 
 use super::{IDLE_MS, Report, Taken, Wrong, broker_of, burst};
 use crate::{Error, Mailbox, Sent, Socket, wait};
@@ -59,7 +59,9 @@ fn check(frames: &[zmq::Message]) -> Result<(), Wrong> {
     let [who, first, ..] = frames else {
         return Err(Malformed::FrameCount(0).into());
     };
-    broker_of(who)?;
-    let kind = Prefix::decode(first)?.kind;
-    if STATE_KINDS.contains(&kind) { Ok(()) } else { Err(Wrong::OutOfPlace(kind)) }
+    let broker = broker_of(who)?;
+    let Prefix { kind, steer, .. } = Prefix::decode(first)?;
+    // A broker speaks of itself only: its goodbye in the mouth of another would end it everywhere.
+    let own = steer == Steer::Owner(broker);
+    if own && STATE_KINDS.contains(&kind) { Ok(()) } else { Err(Wrong::OutOfPlace(kind)) }
 }
