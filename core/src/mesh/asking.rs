@@ -49,6 +49,8 @@ pub(super) struct Asking {
     waiting: BTreeSet<PeerId>,
     until: Time,
     otherwise: Otherwise,
+    /// Whether another owner gave it to who holds it, and counts it.
+    of_others: bool,
 }
 
 impl Mesh {
@@ -78,7 +80,7 @@ impl Mesh {
         if !self.peers.is_empty() {
             self.tell(Ask { key, attempt });
         }
-        self.ask_these(now, id, asked, otherwise);
+        self.ask_these(now, id, asked, (otherwise, true));
     }
 
     /// Another broker has a later attempt of this and will see to it. What only waits here must not
@@ -101,7 +103,7 @@ impl Mesh {
             return self.may_have_begun(now, number, from, why);
         }
         self.release(now, id);
-        self.ask_these(now, id, BTreeSet::from([from]), Otherwise::Place);
+        self.ask_these(now, id, BTreeSet::from([from]), (Otherwise::Place, false));
     }
 
     fn ask_these(
@@ -109,7 +111,7 @@ impl Mesh {
         now: Time,
         id: CallId,
         workers: BTreeSet<PeerId>,
-        otherwise: Otherwise,
+        (otherwise, of_others): (Otherwise, bool),
     ) {
         if workers.is_empty() {
             return self.nobody_holds(now, id, otherwise);
@@ -117,7 +119,8 @@ impl Mesh {
         let call = &mut self.calls[id];
         let (key, attempt) = (call.key, call.attempt);
         let until = now.plus_ms(ASK_MS);
-        call.state = State::Asking(Asking { waiting: workers.clone(), until, otherwise });
+        let waiting = workers.clone();
+        call.state = State::Asking(Asking { waiting, until, otherwise, of_others });
         self.timers.insert((until, Timer::Ask(id)));
         for worker in workers {
             let way =
@@ -144,8 +147,15 @@ impl Mesh {
         }
         // A stream does not move, and there is nothing of it to repeat.
         let streams = call.options.has(Options::STREAM);
+        let elsewhere = asking.of_others;
         match self.registry.worker(&from).filter(|_| !streams) {
-            Some(slot) => self.assign(now, id, slot),
+            Some(slot) => {
+                self.assign(now, id, slot);
+                if elsewhere && let State::Assigned(number, slot) = self.calls[id].state {
+                    self.registry.workers[slot].joined.insert(number);
+                    self.count_changed(now, slot);
+                }
+            }
             None => self.fate_unknown(now, id),
         }
     }

@@ -82,6 +82,7 @@ impl Mesh {
         if let Some(worker) = self.registry.workers.get_mut(slot) {
             worker.assigned.remove(&number);
             worker.suspects.remove(&number);
+            worker.joined.remove(&number);
             self.count_changed(now, slot);
             self.freed(slot);
         }

@@ -52,6 +52,8 @@ pub(super) struct Worker {
     pub(super) strangers: BTreeMap<u64, Time>,
     /// How many of those were heard of again.
     pub(super) strange: u32,
+    /// Assignments of ours that joined what it did for another owner, who counts it.
+    pub(super) joined: BTreeSet<u64>,
 }
 
 impl Worker {
@@ -61,7 +63,7 @@ impl Worker {
 
     /// What it has in flight for us.
     pub(super) fn ours(&self) -> u32 {
-        self.assigned.len() as u32 + self.strange
+        (self.assigned.len() - self.joined.len()) as u32 + self.strange
     }
 
     /// The way that it was last heard on.

@@ -108,6 +108,7 @@ impl Mesh {
             suspects: BTreeMap::new(),
             strangers: BTreeMap::new(),
             strange: 0,
+            joined: BTreeSet::new(),
         })
     }
 
@@ -131,7 +132,9 @@ impl Mesh {
         }
         let worker = &mut self.registry.workers[slot];
         worker.heard_at(path);
-        (worker.in_flight, worker.orphans) = (in_flight, orphans);
+        // What two owners wait for is one task.
+        worker.in_flight = in_flight.saturating_sub(worker.joined.len() as u32);
+        worker.orphans = orphans;
         let mut suspects = BTreeMap::new();
         for number in worker.assigned.difference(&held).copied() {
             let since = worker.suspects.get(&number).copied().unwrap_or(now);
