@@ -20,7 +20,6 @@ use zex_pipeline::definition;
 use zex_spec::proto::run_event::Event;
 use zex_spec::proto::{RunEvent, RunState, ShowRunRequest, StepState, StepView};
 
-use crate::commands::listing::json_lines;
 use crate::output;
 use crate::pipelines::Pipelines;
 
@@ -64,7 +63,7 @@ impl View {
 
     fn show(&mut self, event: &RunEvent) -> anyhow::Result<()> {
         match self {
-            Self::Json => json_lines("RunEvent", std::slice::from_ref(event))?,
+            Self::Json => output::json_lines("RunEvent", std::slice::from_ref(event))?,
             Self::Bars(bars) => bars.show(event),
             Self::Lines(lines) => lines.show(event)?,
             Self::Silent => {}

@@ -4,7 +4,13 @@
 
 use std::io::{self, Write as _};
 
+use anyhow::Context as _;
+use prost_reflect::DescriptorPool;
+use prost_reflect::prost::Message;
 use serde::Serialize;
+use zex_spec::proto::DESCRIPTORS;
+
+use crate::methods;
 
 /// Space between two columns.
 const GAP: &str = "  ";
@@ -19,6 +25,18 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
 /// Writes one JSON object as a line.
 pub(crate) fn json(value: &impl Serialize) -> io::Result<()> {
     line(&serde_json::to_string(value)?)
+}
+
+/// Writes messages of the type `zex.name` of spec/proto, each as a JSON object on a line.
+pub(crate) fn json_lines<M: Message>(name: &str, messages: &[M]) -> anyhow::Result<()> {
+    let pool = DescriptorPool::decode(DESCRIPTORS).context("the built-in descriptors")?;
+    let name = format!("zex.{name}");
+    let message = pool.get_message_by_name(&name);
+    let message = message.with_context(|| format!("{name} is not in the built-in descriptors"))?;
+    for listed in messages {
+        json(&methods::decode(&message, &listed.encode_to_vec())?)?;
+    }
+    Ok(())
 }
 
 /// Where a column's text stands.

@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::listing::{Listing, json_lines};
-use crate::output::{Table, passed};
+use super::listing::Listing;
+use crate::output::{self, Table, passed};
 use crate::reach::Reach;
 
 /// List the brokers of the mesh; fails when none answers
@@ -19,7 +19,7 @@ pub(crate) async fn run(BrokersArgs { listing }: BrokersArgs) -> anyhow::Result<
     let asked = reach.client.mesh().brokers().await;
     let brokers = asked.map_err(|status| reach.explain(status))?.brokers;
     if listing.json {
-        return json_lines("BrokerInfo", &brokers);
+        return output::json_lines("BrokerInfo", &brokers);
     }
     let mut table =
         Table::new(["BROKER", "ID", "STATE", "#ASSIGNED", "#LAST HEARD", "#DRIFT", "#DROPPED"]);

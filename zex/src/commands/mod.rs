@@ -5,7 +5,7 @@ pub(crate) mod broker;
 pub(crate) mod brokers;
 pub(crate) mod call;
 pub(crate) mod demo;
-pub(crate) mod listing;
+mod listing;
 pub(crate) mod pipe;
 pub(crate) mod pipeline;
 pub(crate) mod scheduler;

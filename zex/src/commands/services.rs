@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::listing::{Listing, json_lines};
-use crate::output::Table;
+use super::listing::Listing;
+use crate::output::{self, Table};
 use crate::reach::Reach;
 
 /// List the services that have a live worker
@@ -19,7 +19,7 @@ pub(crate) async fn run(ServicesArgs { listing }: ServicesArgs) -> anyhow::Resul
     let asked = reach.client.mesh().services().await;
     let services = asked.map_err(|status| reach.explain(status))?.services;
     if listing.json {
-        return json_lines("ServiceInfo", &services);
+        return output::json_lines("ServiceInfo", &services);
     }
     let mut table = Table::new(["SERVICE", "#WORKERS", "#QUEUED", "HOME"]);
     for service in services {

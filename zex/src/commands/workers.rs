@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::listing::{Listing, json_lines};
-use crate::output::{Table, passed};
+use super::listing::Listing;
+use crate::output::{self, Table, passed};
 use crate::reach::Reach;
 
 /// Digits of a worker's id that are shown to people: enough to tell workers apart.
@@ -22,7 +22,7 @@ pub(crate) async fn run(WorkersArgs { listing }: WorkersArgs) -> anyhow::Result<
     let asked = reach.client.mesh().workers().await;
     let workers = asked.map_err(|status| reach.explain(status))?.workers;
     if listing.json {
-        return json_lines("WorkerInfo", &workers);
+        return output::json_lines("WorkerInfo", &workers);
     }
     let mut table = Table::new([
         "WORKER",

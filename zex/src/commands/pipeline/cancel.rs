@@ -4,7 +4,6 @@ use clap::Args;
 use zex_spec::proto::CancelRunRequest;
 
 use super::{Common, headline};
-use crate::commands::listing::json_lines;
 use crate::output;
 use crate::pipelines::Pipelines;
 use crate::reach::Reach;
@@ -31,7 +30,7 @@ pub(super) async fn run(args: CancelArgs) -> anyhow::Result<()> {
         Err(status) => return Err(pipelines.explain(status).await),
     };
     if args.common.json {
-        return json_lines("RunView", &[shown]);
+        return output::json_lines("RunView", &[shown]);
     }
     output::line(&headline(&shown))?;
     Ok(())

@@ -6,9 +6,8 @@ use clap::Args;
 use zex_spec::proto::ListRunsRequest;
 
 use super::Common;
-use crate::commands::listing::json_lines;
 use crate::follow::run_state;
-use crate::output::{Table, passed};
+use crate::output::{self, Table, passed};
 use crate::pipelines::Pipelines;
 use crate::reach::Reach;
 
@@ -43,7 +42,7 @@ pub(super) async fn run(args: LsArgs) -> anyhow::Result<()> {
         Err(status) => return Err(pipelines.explain(status).await),
     };
     if args.common.json {
-        return json_lines("RunView", &runs);
+        return output::json_lines("RunView", &runs);
     }
     let mut table = Table::new(["RUN", "PIPELINE", "STATE", "#BEGAN", "#TOOK", "WHY"]);
     for run in runs {

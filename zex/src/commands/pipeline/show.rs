@@ -4,7 +4,6 @@ use clap::Args;
 use zex_spec::proto::ShowRunRequest;
 
 use super::{Common, print};
-use crate::commands::listing::json_lines;
 use crate::output;
 use crate::pipelines::Pipelines;
 use crate::reach::Reach;
@@ -35,7 +34,7 @@ pub(super) async fn run(args: ShowArgs) -> anyhow::Result<()> {
         Err(status) => return Err(pipelines.explain(status).await),
     };
     if args.common.json {
-        return json_lines("RunView", &[shown]);
+        return output::json_lines("RunView", &[shown]);
     }
     print(&shown)?;
     for step in shown.steps.iter().filter(|step| !step.output_json.is_empty()) {
