@@ -71,12 +71,10 @@ impl World {
         let mut workers = BTreeMap::new();
         for node in self.nodes.iter().filter(|node| node.alive) {
             if let Role::Worker(worker) = &node.role {
-                let mut sum = 0;
                 for (owner, numbers) in worker.session.held() {
-                    sum += numbers.len() as u32;
                     held.insert((owner, worker.peer), numbers.clone());
                 }
-                workers.insert(worker.peer, sum);
+                workers.insert(worker.peer, worker.session.in_flight() as u32);
             }
         }
         let mut found = Vec::new();

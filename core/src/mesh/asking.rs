@@ -150,9 +150,14 @@ impl Mesh {
         let elsewhere = asking.of_others;
         match self.registry.worker(&from).filter(|_| !streams) {
             Some(slot) => {
+                self.calls[id].begun = true;
                 self.assign(now, id, slot);
-                if elsewhere && let State::Assigned(number, slot) = self.calls[id].state {
-                    self.registry.workers[slot].joined.insert(number);
+                let state = self.calls.get(id).map(|call| &call.state);
+                if elsewhere
+                    && let Some(State::Assigned(number, at)) = state
+                    && *at == slot
+                {
+                    self.registry.workers[slot].joined.insert(*number);
                     self.count_changed(now, slot);
                 }
             }
@@ -182,7 +187,7 @@ impl Mesh {
     }
 
     /// Nobody can say whether it ran. Remembered, because a late duplicate must not run it either.
-    fn fate_unknown(&mut self, now: Time, id: CallId) {
+    pub(super) fn fate_unknown(&mut self, now: Time, id: CallId) {
         let text = "it may have run under a broker or a worker that is gone; \
                     only an idempotent call is run again";
         let outcome = Outcome::error(Code::Unavailable, text);

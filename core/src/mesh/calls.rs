@@ -81,6 +81,8 @@ pub(super) struct Call {
     pub(super) patience: Time,
     /// It lay here while this broker was away: another may have run it meanwhile.
     pub(super) stale: bool,
+    /// A worker has said that it began this.
+    pub(super) begun: bool,
 }
 
 /// The calls of a home by their number, which grows with their arrival.
@@ -219,6 +221,7 @@ impl Mesh {
             lives: LIVES,
             patience,
             stale: !idempotent && now < self.backlog_until,
+            begun: false,
         });
         let Some(id) = id else { return };
         let stale = self.calls[id].stale;
@@ -262,6 +265,10 @@ impl Mesh {
     pub(super) fn place(&mut self, now: Time, id: CallId) {
         let call = &mut self.calls[id];
         call.state = State::Queued;
+        if call.begun && !call.options.has(Options::IDEMPOTENT) {
+            // Who began it cannot be reached, and nobody else may begin it again.
+            return self.fate_unknown(now, id);
+        }
         let known = self.registry.service(call.dialect, &call.service);
         if call.patience <= now && !known.is_some_and(|service| self.registry.has_workers(service))
         {

@@ -91,6 +91,7 @@ impl Mesh {
             lives: super::calls::LIVES,
             patience: self.started.plus_ms(FIRST_ROUND_MS),
             stale: false,
+            begun: false,
         });
         if let Some(id) = admitted {
             self.ez_ids.entry(request.id).or_default().insert(id);

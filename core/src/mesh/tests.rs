@@ -311,6 +311,26 @@ fn a_resend_nobody_here_knows_is_asked_about_before_it_runs() {
 }
 
 #[test]
+fn who_joins_what_runs_counts_it_once_and_never_begins_it_elsewhere() {
+    let mut stage = Stage::new(Settings::default());
+    (1..=2).for_each(|n| stage.register(id(n), 10));
+    stage.client(id(9), Call { attempt: 1, ..call(1) }, b"");
+    stage.worker(id(1), Answer { key: key(1), knowledge: Knowledge::HELD }, b"");
+    let work = stage.kinds(|m| matches!(m, Message::Work(_))).remove(0);
+    // It lists the task for both, its dead owner and us; it is one task.
+    let dead = Held { owner: Incarnation::new("dead", 1), seen: 5, numbers: vec![5] };
+    let held = vec![dead, Held { owner: me(), seen: 1, numbers: vec![1] }];
+    stage.worker(id(1), Heartbeat { version: 1, held }, b"");
+    assert_eq!(stage.mesh.loads().map(|load| load.level).collect::<Vec<_>>(), [1, 0]);
+    // The way to it is gone. Another worker must not begin it.
+    let mut bounced = Stage::packet(WORKER_PIPE, work.0, work.1, b"");
+    bounced.bounced = true;
+    stage.event(Event::FromPipe(Link::Worker(0), bounced));
+    assert_eq!((stage.works().len(), stage.replies()[0].1), (0, Code::Unavailable));
+    stage.idle();
+}
+
+#[test]
 fn what_waits_here_is_forgotten_when_another_broker_has_a_later_attempt() {
     let mut stage = Stage::new(Settings::default());
     stage.register(id(1), 1);
