@@ -36,6 +36,12 @@ log = logging.getLogger("zex")
 _STREAM_BEAT_S = 1.0
 #: Pause before what could not be sent is sent again.
 _RETRY_S = 0.05
+#: A worker that leaves stays so long after it has said that it serves nothing: work that is on its
+#: way is to be told Busy. And so long after its last answer, which may be given back, and which a
+#: goodbye by another pipe could overtake.
+_LEAVE_S = 0.5
+#: When its time to drain is over, the last answers have so long to get out.
+_LAST_ANSWERS_S = 2 * _LEAVE_S
 #: Replies that may wait to be sent again; beyond, they are dropped and their owners heal.
 _MAX_RETRIES = 10_000
 #: Owners that one piece of work may be joined by; each took the call over from the one before.
@@ -101,6 +107,7 @@ class Worker(Loop):
         self._busy = 0
         self._retries: Deque[_Retry] = deque()
         self._draining_until: Optional[float] = None
+        self._leave_from = 0.0
         self._drained = threading.Event()
         self._runs: "queue.SimpleQueue[Optional[Run]]" = queue.SimpleQueue()
         self._threads = 0
@@ -211,6 +218,7 @@ class Worker(Loop):
         if self._draining_until is not None:
             self._end_drain(now)
         urgent = self._memory.running or self._retries or not all(self._registered)
+        urgent = urgent or self._draining_until is not None
         return min(self._beat_due, self._look_due) if urgent else self._beat_due
 
     def _look(self, now: float) -> None:
@@ -242,6 +250,7 @@ class Worker(Loop):
     def _drain(self, until: float) -> None:
         if self._draining_until is None:
             self._draining_until = until
+            self._leave_from = time.monotonic() + _LEAVE_S
             self._new_version()
 
     def _end_drain(self, now: float) -> None:
@@ -251,7 +260,8 @@ class Worker(Loop):
                 self._stop(
                     run, Error(Code.UNAVAILABLE, "the worker was stopped before it was done")
                 )
-        elif self._memory.running or self._retries:
+        waits = self._memory.running or self._retries or now < self._leave_from
+        if waits and now < self._draining_until + _LAST_ANSWERS_S:
             return
         if not self._drained.is_set():
             for path in range(len(self._endpoints)):
@@ -317,7 +327,7 @@ class Worker(Loop):
             work.service
         ):
             busy = wire.Packet(wire.Busy(work.address, work.key), Steer.owner(to.owner))
-            if not self._send(path, wire.encode(busy)):
+            if not self._send_answer(path, busy):
                 self.dropped += 1  # Its owner will see by the beats that it is not held.
         else:
             self._begin(Run(work, body, to, path))
@@ -398,8 +408,14 @@ class Worker(Loop):
         code, message, chunks, body = answer
         reply = wire.Reply(to.address, key, code, message, chunks)
         packet = wire.Packet(reply, Steer.owner(to.owner), body)
-        if not self._send(path, wire.encode(packet)):
+        if not self._send_answer(path, packet):
             self._keep(path, to, packet, time.monotonic() + _OWNER_MEMORY_S)
+
+    def _send_answer(self, path: int, packet: wire.Packet) -> bool:
+        """Sends what its owner waits for; a worker that leaves then stays for a while yet."""
+        if self._draining_until is not None:
+            self._leave_from = time.monotonic() + _LEAVE_S
+        return self._send(path, wire.encode(packet))
 
     def _keep(self, path: int, to: To, packet: wire.Packet, until: float) -> None:
         """Keeps a reply to send it again; till then its owner hears that it is held."""
@@ -416,7 +432,7 @@ class Worker(Loop):
     def _retry(self, retry: _Retry, now: float) -> None:
         to = to_of(retry.packet)
         self._release(to)
-        if not self._send(retry.path, wire.encode(retry.packet)):
+        if not self._send_answer(retry.path, retry.packet):
             self._keep(retry.path, to, retry.packet, retry.until)
 
     def _bounced(self, path: int, packet: wire.Packet) -> None:

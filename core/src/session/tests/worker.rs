@@ -307,14 +307,94 @@ fn a_reply_that_comes_back_is_held_until_it_is_out() {
 }
 
 #[test]
+fn replies_that_come_back_are_kept_within_bytes_too() {
+    const REPLIES: u8 = 6;
+    let mut worker = Worker::new(1);
+    let body = Bytes::from(vec![0; zex_spec::MAX_BODY_BYTES]);
+    for n in 1..=REPLIES {
+        worker.does(1, plain(A, n.into(), n));
+        worker.session.handle(at(2), Event::Finish(RunId(n.into()), Ok(body.clone())));
+        let Some(Action::ToPipe(path, packet)) = worker.session.poll_action() else { panic!() };
+        worker.does(2, Event::Refused(path, packet));
+    }
+    // Four of them fill it; of the others their owner hears that they are not held any more.
+    let kept = |worker: &Worker| worker.session.held().map(|(_, held)| held.len()).sum::<usize>();
+    assert_eq!(kept(&worker), 4);
+    assert_eq!(worker.does(52, Event::Tick), ["A< OK 0"; 4]);
+    // And what has left makes room.
+    let (path, packet) = worker.sent.last().cloned().unwrap();
+    worker.does(53, Event::Refused(path, packet));
+    assert_eq!(kept(&worker), 1);
+}
+
+#[test]
 fn a_stopping_worker_finishes_what_it_holds_and_says_goodbye() {
     let mut worker = Worker::new(1);
     worker.does(1, plain(A, 1, 1));
     assert_eq!(worker.does(2, Event::Drain(at(9_000))), ["all< []"]);
     assert_eq!(worker.does(500, Event::Tick), ["all< Heartbeat"]);
-    assert_eq!(worker.does(600, done(1)), ["A< OK 0", "all< Goodbye", "drained"]);
+    assert_eq!(worker.does(600, done(1)), ["A< OK 0"]);
+    worker.does(1_000, Event::Tick);
+    // By another pipe a goodbye that follows at once could overtake the reply.
+    assert_eq!(worker.session.poll_timeout(), Some(at(1_100)));
+    assert_eq!(worker.does(1_100, Event::Tick), ["all< Goodbye", "drained"]);
     assert_eq!(worker.session.poll_timeout(), None);
-    assert!(worker.does(700, plain(A, 2, 2)).is_empty());
+    assert!(worker.does(1_200, plain(A, 2, 2)).is_empty());
+}
+
+#[test]
+fn a_stopping_worker_s_last_reply_is_not_lost_when_it_is_refused() {
+    // Its handler ends in time, or is stopped: the path takes the reply only when asked again.
+    for (event, ms) in [(done(1), 900), (Event::Tick, 1_000)] {
+        let mut worker = Worker::new(2);
+        worker.does(1, plain(A, 1, 1));
+        worker.does(2, Event::Drain(at(1_000)));
+        worker.does(500, Event::Tick);
+        worker.session.handle(at(ms), event);
+        let mut said = Vec::new();
+        while let Some(action) = worker.session.poll_action() {
+            match action {
+                Action::ToPipe(path, packet) if matches!(packet.message, Message::Reply(_)) => {
+                    worker.session.handle(at(ms), Event::Refused(path, packet));
+                }
+                Action::ToPipe(_, packet) => said.push(packet.message.name()),
+                _ => {}
+            }
+        }
+        assert!(!said.contains(&"Goodbye"), "{said:?}");
+        let again = worker.does(ms + 50, Event::Tick);
+        assert!(again.last().unwrap().starts_with("A< "), "{again:?}");
+        let waits = worker.does(ms + 549, Event::Tick);
+        assert!(!waits.contains(&"all< Goodbye".to_owned()), "{waits:?}");
+        let mut end = worker.does(ms + 550, Event::Tick);
+        end.retain(|word| word != "all< Heartbeat");
+        assert_eq!(end, ["all< Goodbye", "all< Goodbye", "drained"]);
+    }
+}
+
+#[test]
+fn a_stopping_worker_whose_last_reply_nobody_takes_leaves_all_the_same() {
+    let mut worker = Worker::new(1);
+    worker.does(1, plain(A, 1, 1));
+    worker.session.handle(at(2), Event::Drain(at(1_000)));
+    let mut drained = None;
+    for _ in 0..1_000 {
+        let now = worker.session.poll_timeout().unwrap();
+        worker.session.handle(now, Event::Tick);
+        while let Some(action) = worker.session.poll_action() {
+            match action {
+                Action::ToPipe(path, packet) => {
+                    worker.session.handle(now, Event::Refused(path, packet));
+                }
+                Action::Drained => drained = Some(now),
+                _ => {}
+            }
+        }
+        if drained.is_some() {
+            break;
+        }
+    }
+    assert_eq!(drained, Some(at(2_000)));
 }
 
 #[test]
@@ -323,16 +403,18 @@ fn a_stopping_worker_does_not_wait_for_ever() {
     worker.does(1, plain(A, 1, 1));
     worker.does(2, Event::Drain(at(1_000)));
     worker.does(500, Event::Tick);
-    let end = ["all< Heartbeat", "abort 1", "A< UNAVAILABLE 0", "all< Goodbye", "drained"];
+    let end = ["all< Heartbeat", "abort 1", "A< UNAVAILABLE 0"];
     assert_eq!(worker.does(1_000, Event::Tick), end);
+    let end = ["all< Heartbeat", "all< Goodbye", "drained"];
+    assert_eq!(worker.does(1_500, Event::Tick), end);
     // Nor does it leave before its brokers know: what they sent meanwhile is refused.
     let mut idle = Worker::new(1);
     assert_eq!(idle.does(2, Event::Drain(at(9_000))), ["all< []"]);
     assert_eq!(idle.does(300, plain(A, 1, 1)), ["A< busy"]);
     assert_eq!(idle.session.poll_timeout(), Some(at(500)));
     idle.does(500, Event::Tick);
-    assert_eq!(idle.session.poll_timeout(), Some(at(502)));
-    assert_eq!(idle.does(502, Event::Tick), ["all< Goodbye", "drained"]);
+    assert_eq!(idle.session.poll_timeout(), Some(at(800)));
+    assert_eq!(idle.does(800, Event::Tick), ["all< Goodbye", "drained"]);
 }
 
 fn stream(worker: &mut Worker) {

@@ -5,7 +5,7 @@
 //!   Work ─▶ key runs: join ─▶ key answered: the same answer ─▶ denied, full, draining: Busy
 //!            └────────────────────────────────▶ Begin ─▶ handler ─ Message… Finish ─▶ Reply
 //!   Cancel, deadline ─▶ Abort and Reply                 every 500 ms: Heartbeat with what is held
-//!   Drain: Register without services ─▶ the last Reply is out ─▶ Goodbye ─▶ Drained
+//!   Drain: Register without services ─▶ the last Reply is out ─▶ 0.5 s ─▶ Goodbye ─▶ Drained
 //! ```
 //!
 //! Driven by `zex-worker` (one thread, one DEALER for each path) and by the simulator. Whoever
@@ -39,8 +39,13 @@ const STREAM_BEAT_MS: u64 = 1_000;
 /// Pause before a packet that came back is sent again, ms.
 const RETRY_MS: u64 = 50;
 /// A worker that leaves stays so long after it has said that it serves nothing, ms: work that was
-/// sent before its brokers heard of it is on its way, and is to be told `Busy`, not to be lost.
+/// sent before its brokers heard of it is on its way, and is to be told `Busy`, not to be lost. And
+/// so long after its last answer: an answer may be given back, and by another pipe a goodbye could
+/// overtake it, which would end the call that it answers.
 const LEAVE_MS: u64 = 500;
+/// A worker whose time to drain is over goes on for so long at most to get its last answers out, ms:
+/// for one that is given back at once, and then the pause of `LEAVE_MS`.
+const LAST_ANSWERS_MS: u64 = 2 * LEAVE_MS;
 /// Owners that one piece of work may be joined by. Each is a broker that took the call over from
 /// the one before; more than a few in one call's life are not to be believed.
 const MAX_OWNERS: usize = 8;
@@ -153,6 +158,8 @@ pub struct Session {
     /// Streams with something to send, in turn.
     sending: VecDeque<RunId>,
     retries: VecDeque<Retry>,
+    /// Sum of their bodies' lengths.
+    retry_bytes: usize,
     /// Set while it drains: when that ends at the latest.
     drain: Option<Time>,
     /// When a draining worker may leave at the earliest.
@@ -185,6 +192,7 @@ impl Session {
             timers: Timers::new(),
             sending: VecDeque::new(),
             retries: VecDeque::new(),
+            retry_bytes: 0,
             drain: None,
             leave_from: now,
             over: false,
@@ -231,7 +239,10 @@ impl Session {
         let retry = self.retries.front().map(|retry| retry.due);
         let register = (!self.unregistered.is_empty()).then_some(self.register_due);
         let leave = (self.drain.is_some() && self.now < self.leave_from).then_some(self.leave_from);
-        let due = [Some(self.beat_due), self.timers.next(), retry, register, self.drain, leave];
+        let drain = self
+            .drain
+            .map(|until| if self.now < until { until } else { until.plus_ms(LAST_ANSWERS_MS) });
+        let due = [Some(self.beat_due), self.timers.next(), retry, register, drain, leave];
         due.into_iter().flatten().min()
     }
 
@@ -291,10 +302,11 @@ impl Session {
         }
         while self.retries.front().is_some_and(|retry| retry.due <= now) {
             let Some(Retry { path, packet, .. }) = self.retries.pop_front() else { break };
+            self.retry_bytes -= packet.body.len();
             if let Message::Reply(reply) = &packet.message {
                 self.release(&reply.address);
             }
-            self.actions.push_back(Action::ToPipe(path, packet));
+            self.send_answer(now, path, packet);
         }
         if now >= self.register_due {
             for path in std::mem::take(&mut self.unregistered) {
@@ -327,7 +339,9 @@ impl Session {
                 let text = "the worker was stopped before it was done";
                 self.stop(now, run, Status::new(Code::Unavailable, text));
             }
-        } else if !self.runs.is_empty() || !self.retries.is_empty() || now < self.leave_from {
+        }
+        let waits = !self.runs.is_empty() || !self.retries.is_empty() || now < self.leave_from;
+        if waits && now < until.plus_ms(LAST_ANSWERS_MS) {
             return;
         }
         self.over = true;
@@ -375,13 +389,13 @@ impl Session {
             Known::Running(run) => self.join(now, run, path, (owner, number, work.address)),
             Known::Answered(answer) => {
                 let packet = reply(owner, work.address, work.key, answer.clone());
-                self.actions.push_back(Action::ToPipe(path, packet));
+                self.send_answer(now, path, packet);
             }
             Known::Spent => {
                 let text = "this call has run, and its answer is no longer kept";
                 let answer = answered(Err(Status::new(Code::Unavailable, text)), 0);
                 let packet = reply(owner, work.address, work.key, answer);
-                self.actions.push_back(Action::ToPipe(path, packet));
+                self.send_answer(now, path, packet);
             }
             Known::Denied { refused: false } | Known::Nothing if self.takes(&work.service) => {
                 self.begin(now, path, (owner, number), work, body);
@@ -389,9 +403,17 @@ impl Session {
             Known::Denied { .. } | Known::Nothing => {
                 let busy = Busy { address: work.address, key: work.key };
                 let packet = Packet::from_peer(Steer::Owner(owner), busy, Bytes::new());
-                self.actions.push_back(Action::ToPipe(path, packet));
+                self.send_answer(now, path, packet);
             }
         }
+    }
+
+    /// Sends what its owner waits for; a worker that leaves then stays for a while yet.
+    fn send_answer(&mut self, now: Time, path: Path, packet: Packet) {
+        if self.drain.is_some() {
+            self.leave_from = now.plus_ms(LEAVE_MS);
+        }
+        self.actions.push_back(Action::ToPipe(path, packet));
     }
 
     /// Whether new work of this service may begin.

@@ -8,7 +8,10 @@ use super::{Path, RETRY_MS, Retry, RunId, Session};
 use crate::Time;
 
 /// Packets that may wait to be sent again; beyond, they are dropped and their owners heal.
-const MAX_RETRIES: usize = 10_000;
+pub(super) const MAX_RETRIES: usize = 10_000;
+/// Bytes of their bodies: as many as there are of answers in the memory by default. A body that
+/// came back through a pipe is a copy of its own, and ten thousand of the largest are 160 GiB.
+pub(super) const MAX_RETRY_BYTES: usize = 64 << 20;
 
 impl Session {
     /// The path would not take a packet.
@@ -70,7 +73,8 @@ impl Session {
     }
 
     pub(super) fn keep(&mut self, now: Time, path: Path, mut packet: Packet) {
-        if self.retries.len() >= MAX_RETRIES {
+        let bytes = self.retry_bytes + packet.body.len();
+        if self.retries.len() >= MAX_RETRIES || bytes > MAX_RETRY_BYTES {
             self.dropped += 1;
             if let Message::Reply(reply) = &packet.message {
                 self.release(&reply.address);
@@ -81,6 +85,7 @@ impl Session {
         packet.bounced = false;
         (packet.pipe, packet.peer) = Default::default();
         let (due, path) = (now.plus_ms(RETRY_MS), path.next(self.settings.paths));
+        self.retry_bytes = bytes;
         self.retries.push_back(Retry { due, path, packet });
     }
 

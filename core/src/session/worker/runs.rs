@@ -68,7 +68,7 @@ impl Session {
         for (owner, number, address) in record.addresses {
             self.held.release(owner, number);
             let packet = reply(owner, address, record.key, answer.clone());
-            self.actions.push_back(Action::ToPipe(record.path, packet));
+            self.send_answer(now, record.path, packet);
         }
         self.memory.answer(now, record.key, answer);
     }
