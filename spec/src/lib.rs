@@ -32,6 +32,9 @@ pub use status::*;
 /// Longest service, method or worker name, in bytes. Longer ones have no use and cost memory in
 /// every registry.
 pub const MAX_NAME_BYTES: usize = 255;
+/// Most services of one [`Register`]. Brokers keep every one of them for each worker; a process with
+/// more is several workers.
+pub const MAX_SERVICES: usize = 1_024;
 /// Most frames of one message. EZ bodies have two by convention; nothing needs many.
 pub const MAX_FRAMES: usize = 64;
 /// Largest message body, in bytes. gRPC's default limit is 4 MiB; four times that leaves room and
@@ -106,6 +109,9 @@ pub enum Malformed {
         /// Its length in bytes.
         len: usize,
     },
+    /// More services than a worker may have.
+    #[error("a worker has at most {MAX_SERVICES} services, not {0}")]
+    Services(usize),
     /// Bytes that are no address.
     #[error("no work address: {0}")]
     Address(&'static str),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::message::{EzBeat, EzCall};
 use crate::{
     Flags, Incarnation, MAX_BODY_BYTES, MAX_CHUNK_BYTES, MAX_FRAMES, MAX_HEADER_BYTES,
-    MAX_NAME_BYTES, Malformed, Message, PREFIX_BYTES, PeerId, PipeId, Prefix, Result, Steer,
+    MAX_NAME_BYTES, MAX_SERVICES, Malformed, Message, PREFIX_BYTES, PeerId, PipeId, Prefix, Result, Steer,
 };
 
 /// Bodies up to this many bytes travel in the frame of their header: up to here a copy is cheaper
@@ -176,6 +176,9 @@ fn check_names(message: &Message) -> Result<()> {
         }
         Message::Register(register) => {
             fits("worker", &register.name)?;
+            if register.services.len() > MAX_SERVICES {
+                return Err(Malformed::Services(register.services.len()));
+            }
             register.services.iter().try_for_each(|service| fits("service", service))
         }
         Message::EzCall(EzCall { service, .. }) | Message::EzBeat(EzBeat { service, .. }) => {

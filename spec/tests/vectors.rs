@@ -183,6 +183,7 @@ fn class(error: &Malformed) -> &'static str {
         Malformed::FrameCount(_) => "frame-count",
         Malformed::BodyTooLong { .. } => "body-too-long",
         Malformed::Name { .. } => "name",
+        Malformed::Services(_) => "services",
         Malformed::Address(_) => "address",
         Malformed::Ez(_) => "ez",
     }

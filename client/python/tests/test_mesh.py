@@ -85,7 +85,7 @@ def test_errors_arrive_as_they_were_raised(mesh, client, new_worker):
         assert error.details == b"details"
         with pytest.raises(zex.Error, match="ValueError: a mistake") as caught:
             client.call("test.Errors", "Crash")
-        assert caught.value.code == Code.UNKNOWN
+        assert caught.value.code == Code.INTERNAL
         assert code_of(client.call, "test.Errors", "Nonsense") == Code.INTERNAL
         assert code_of(client.call, "test.Errors", "Missing") == Code.UNIMPLEMENTED
 

@@ -51,7 +51,7 @@ class Error(Exception):
 class Malformed(ValueError):
     """Bytes from outside that are no message. `reason` is the class of the mistake, as the
     vectors name it: short, magic, version, header-too-long, kind, header, frame-count, name,
-    address, ez, body-too-long."""
+    services, address, ez, body-too-long."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)

@@ -33,6 +33,8 @@ MAX_CHUNK_BYTES = 64 << 10
 INITIAL_CREDIT_BYTES = 1 << 20
 #: Longest service, method or worker name.
 MAX_NAME_BYTES = 255
+#: Most services of one `Register`.
+MAX_SERVICES = 1_024
 #: Most frames of one message.
 MAX_FRAMES = 64
 #: How often workers beat.
@@ -477,12 +479,19 @@ def check_name(what: str, name: Union[str, bytes]) -> None:
         raise Malformed("name", f"a {what} name has 1 to {MAX_NAME_BYTES} bytes, not {size}")
 
 
+def check_services(count: int) -> None:
+    """What one worker may serve is bounded, since every broker keeps it."""
+    if count > MAX_SERVICES:
+        raise Malformed("services", f"a worker has at most {MAX_SERVICES} services, not {count}")
+
+
 def _check_names(message: Message) -> None:
     if isinstance(message, (Call, Work)):
         check_name("service", message.service)
         check_name("method", message.method)
     elif isinstance(message, Register):
         check_name("worker", message.name)
+        check_services(len(message.services))
         for service in message.services:
             check_name("service", service)
     elif isinstance(message, (EzCall, EzBeat)):

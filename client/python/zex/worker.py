@@ -44,6 +44,9 @@ _LEAVE_S = 0.5
 _LAST_ANSWERS_S = 2 * _LEAVE_S
 #: Replies that may wait to be sent again; beyond, they are dropped and their owners heal.
 _MAX_RETRIES = 10_000
+#: Bytes of their bodies: as many as there are of answers in the memory. Ten thousand of the largest
+#: would be 160 GiB.
+_MAX_RETRY_BYTES = 64 << 20
 #: Owners that one piece of work may be joined by; each took the call over from the one before.
 _MAX_OWNERS = 8
 #: Owners that sent nothing for so long, and of whom nothing is held, leave the heartbeats.
@@ -79,7 +82,7 @@ class Worker(Loop):
 
     A handler gets the request's bytes and a `Context`, and returns the reply's bytes (or a message
     with `SerializeToString`); one that is a generator answers with a stream. It may raise
-    `zex.Error`; any other exception ends the call with UNKNOWN and is logged. Handlers run in up to
+    `zex.Error`; any other exception ends the call with INTERNAL and is logged. Handlers run in up to
     `capacity` threads at once.
     """
 
@@ -106,6 +109,7 @@ class Worker(Loop):
         # Handlers that run, whether or not their work is answered already: they hold a thread.
         self._busy = 0
         self._retries: Deque[_Retry] = deque()
+        self._retry_bytes = 0
         self._draining_until: Optional[float] = None
         self._leave_from = 0.0
         self._drained = threading.Event()
@@ -119,7 +123,7 @@ class Worker(Loop):
     ) -> Callable[[Handler], Handler]:
         """Decorates the handler of one method. With `request_type` (a protobuf message) it gets a
         message of that type instead of bytes."""
-        wire.check_name("service", service)
+        self._check_service(service)
         wire.check_name("method", method)
 
         def add(handler: Handler) -> Handler:
@@ -142,9 +146,13 @@ class Worker(Loop):
     def serve(self, service: str, handler: ServiceHandler) -> None:
         """Serves every method of a service (those without a handler of their own) with
         `handler(method, request, context)`."""
-        wire.check_name("service", service)
+        self._check_service(service)
         self._services[service] = handler
         self._changed()
+
+    def _check_service(self, service: str) -> None:
+        wire.check_name("service", service)
+        wire.check_services(len({service, *self._methods, *self._services}))
 
     def describe(self, service: str, descriptors: bytes) -> None:
         """Hands out `descriptors`, a serialized `google.protobuf.FileDescriptorSet`, to whom asks
@@ -420,10 +428,12 @@ class Worker(Loop):
     def _keep(self, path: int, to: To, packet: wire.Packet, until: float) -> None:
         """Keeps a reply to send it again; till then its owner hears that it is held."""
         now = time.monotonic()
-        if now >= until or len(self._retries) >= _MAX_RETRIES:
+        size = self._retry_bytes + len(packet.body)
+        if now >= until or len(self._retries) >= _MAX_RETRIES or size > _MAX_RETRY_BYTES:
             self.dropped += 1
             return
         self._hold(to)
+        self._retry_bytes = size
         packet = packet._replace(bounced=False, pipe=0, peer=bytes(16))
         self._retries.append(
             _Retry(now + _RETRY_S, until, (path + 1) % len(self._endpoints), packet)
@@ -432,6 +442,7 @@ class Worker(Loop):
     def _retry(self, retry: _Retry, now: float) -> None:
         to = to_of(retry.packet)
         self._release(to)
+        self._retry_bytes -= len(retry.packet.body)
         if not self._send_answer(retry.path, retry.packet):
             self._keep(retry.path, to, retry.packet, retry.until)
 
@@ -497,7 +508,7 @@ class Worker(Loop):
             return bad(error)
         except Exception as error:
             log.exception("the handler of %s failed", where)
-            return bad(Error(Code.UNKNOWN, f"{type(error).__name__}: {error}"))
+            return bad(Error(Code.INTERNAL, f"the handler failed: {type(error).__name__}: {error}"))
 
     def _call(self, run: Run, where: str) -> Any:
         context = run.context
