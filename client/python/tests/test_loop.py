@@ -1,9 +1,13 @@
 """Clients and workers without a mesh: what libzmq is told, and what callers are told."""
 
+import gc
+
 import pytest
+from mesh import until
 
 import zex
-from zex.errors import Code
+from zex import wire, worker
+from zex.errors import Code, Malformed
 
 
 @pytest.mark.parametrize("make", [zex.Client, zex.Worker])
@@ -28,3 +32,52 @@ def test_at_its_deadline_a_call_that_nobody_ever_had_says_so():
             with pytest.raises(zex.Error, match="no in pipe answers at tcp://127.0.0.1:1") as caught:
                 client.call("test.Nobody", "M", b"", 0.3, wait=wait)
             assert caught.value.code == code
+
+
+@pytest.mark.parametrize("leave", ["unread", "begun", "closed", "broken"])
+def test_a_stream_that_is_left_takes_its_call_back(leave):
+    with zex.Client("tcp://127.0.0.1:1") as client:
+        stream = client.stream("test.Nobody", "M", wait=True)
+        until(lambda: client._calls, 10, "the call is not underway")
+        (pending,) = client._calls.values()
+        if leave == "broken":
+            pending.reader.put(b"\xff\0\0\0")
+            with pytest.raises(zex.Error) as caught:
+                next(stream)
+            assert caught.value.code == Code.DATA_LOSS
+        else:
+            if leave == "begun":
+                pending.reader.put(b"\0\0\0\1a\0")
+                assert next(stream) == b"a"
+            if leave == "closed":
+                stream.close()
+            else:
+                del stream
+                gc.collect()
+        until(lambda: not client._calls, 10, "the call goes on")
+
+
+def test_a_worker_serves_a_bounded_number_of_services():
+    end = zex.Worker("tcp://127.0.0.1:1")
+    try:
+        for number in range(wire.MAX_SERVICES):
+            end.method(f"test.S{number}", "M")(lambda request, context: request)
+        end.serve("test.S0", lambda method, request, context: request)
+        with pytest.raises(Malformed, match="at most 1024 services, not 1025"):
+            end.serve("test.More", lambda method, request, context: request)
+        with pytest.raises(Malformed, match="at most 1024 services, not 1025"):
+            end.method("test.More", "M")
+    finally:
+        end._close()
+
+
+def test_replies_that_could_not_be_sent_are_kept_within_bytes_too():
+    end = zex.Worker("tcp://127.0.0.1:1")
+    try:
+        to, body = worker.To(7, 1, bytes(40)), bytes(wire.MAX_BODY_BYTES)
+        for number in range(6):
+            reply = wire.Reply(to.address, bytes([number] * 16), 0, "", 0)
+            end._keep(0, to, wire.Packet(reply, wire.Steer.owner(7), body), float("inf"))
+        assert (len(end._retries), end.dropped) == (4, 2)
+    finally:
+        end._close()

@@ -115,7 +115,7 @@ def test_a_cut_or_overlong_message_is_an_error(chunk):
     reader.end(None)
     with pytest.raises(Error) as caught:
         reader.get(time.monotonic() + SOON)
-    assert caught.value.code == Code.INTERNAL
+    assert caught.value.code == Code.DATA_LOSS
 
 
 def test_the_last_message_may_come_with_the_reply():

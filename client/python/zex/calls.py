@@ -51,7 +51,10 @@ class Pending:
 
 
 class Stream:
-    """The messages of a server stream, in order; ends as the stream ends. For one thread."""
+    """The messages of a server stream, in order; ends as the stream ends. For one thread.
+
+    One that nobody holds any more takes its call back, read to its end or not begun.
+    """
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class Stream:
         reply_type: Any,
     ) -> None:
         self._cancel = cancel
-        self._messages = self._read(reader, deadline, consumed, reply_type)
+        self._messages = self._read(reader, deadline, consumed, cancel, reply_type)
 
     def __iter__(self) -> Iterator[Any]:
         return self._messages
@@ -75,6 +78,10 @@ class Stream:
         self._messages.close()
         self._cancel()
 
+    def __del__(self) -> None:
+        # The generator does not do it if nothing was ever read.
+        self._cancel()
+
     def __enter__(self) -> "Stream":
         return self
 
@@ -83,12 +90,22 @@ class Stream:
 
     @staticmethod
     def _read(
-        reader: Reader, deadline: float, consumed: Callable[[int], None], reply_type: Any
+        reader: Reader,
+        deadline: float,
+        consumed: Callable[[int], None],
+        cancel: Callable[[], None],
+        reply_type: Any,
     ) -> Generator[Any, None, None]:
         ended = False
-        while not ended:
-            messages, size, ended = reader.get(deadline + GRACE_S)
-            for message in messages:
-                yield message if reply_type is None else reply_type.FromString(message)
-            if size:
-                consumed(size)
+        try:
+            while not ended:
+                messages, size, ended = reader.get(deadline + GRACE_S)
+                for message in messages:
+                    yield message if reply_type is None else reply_type.FromString(message)
+                if size:
+                    consumed(size)
+        finally:
+            # A stream that is broken, or read no further: its worker need not go on. Of a call
+            # that has ended nothing comes of it.
+            if not ended:
+                cancel()

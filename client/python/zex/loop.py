@@ -80,7 +80,8 @@ class Loop:
         for end in (self._wake_out, self._wake_in):
             end.setblocking(False)
         self._closing = False
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may end a stream, which posts, in the middle of a post.
+        self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         #: Messages that were dropped: malformed, or nothing waited for them.
         self.dropped = 0
@@ -117,8 +118,9 @@ class Loop:
         with self._lock:
             if self._closing:
                 return False
+            idle = not self._todo
             self._todo.append(function)
-            if len(self._todo) > 1:
+            if not idle:
                 return True  # Somebody woke it up already, and it takes all.
             try:
                 self._wake_in.send(b"\0")

@@ -180,7 +180,7 @@ class Reader:
         if error is not None:
             raise error
         if self._partial:
-            raise Error(Code.INTERNAL, "the stream ended inside a message")
+            raise Error(Code.DATA_LOSS, "the stream ended inside a message")
         return ([last] if last else []), size, True
 
     def _cut(self, chunks: List[bytes]) -> List[bytes]:
@@ -191,7 +191,7 @@ class Reader:
         while len(self._partial) - at >= _LENGTH_BYTES:
             size = int.from_bytes(self._partial[at : at + _LENGTH_BYTES], "big")
             if size > MAX_BODY_BYTES:
-                raise Error(Code.INTERNAL, f"a message of {size} bytes in a stream is too long")
+                raise Error(Code.DATA_LOSS, f"a message of {size} bytes in a stream is too long")
             if len(self._partial) - at < _LENGTH_BYTES + size:
                 break
             messages.append(bytes(self._partial[at + _LENGTH_BYTES : at + _LENGTH_BYTES + size]))
