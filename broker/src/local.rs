@@ -140,6 +140,13 @@ impl LocalMesh {
         &self.brokers
     }
 
+    /// Whether every pipe and every broker lives.
+    pub fn is_running(&self) -> bool {
+        let pipes = [&self.in_pipe, &self.state_pipe, &self.worker_pipe];
+        pipes.iter().all(|pipe| pipe.is_running())
+            && self.brokers.iter().all(|(_, broker)| broker.is_running())
+    }
+
     /// Takes a broker out as if it were killed: no drain, no goodbye. False if there is none of
     /// this name.
     pub fn kill_broker(&mut self, name: &str) -> bool {

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
-use zex_broker::{Broker, BrokerSettings};
+use zex_broker::{LocalEndpoints, LocalMesh};
 use zex_client::{Client, ClientOptions};
-use zex_plumbing::{Context, Pipe, PipeSettings, StatePipeSettings};
+use zex_plumbing::Context;
 use zex_scheduler::SchedulerSettings;
 
 use crate::settings::mesh::{Bind, InPipePorts, StatePipePorts, WorkerPipePorts};
@@ -93,50 +93,22 @@ impl Size {
 
 /// A running mesh.
 pub(crate) struct Mesh {
-    pub(crate) context: Context,
-    in_pipe: Pipe,
-    state_pipe: Pipe,
-    worker_pipe: Pipe,
-    brokers: Vec<(String, Broker)>,
+    local: LocalMesh,
 }
 
 impl Mesh {
     fn start(endpoints: [String; 6], brokers: u8) -> anyhow::Result<Self> {
-        let context = Context::new();
-        let [clients, to_in, speak, listen, workers, to_worker] = endpoints;
-        let edge = |name: &str, peers_endpoint, brokers_endpoint| PipeSettings {
-            name: name.to_owned(),
-            peers_endpoint,
-            brokers_endpoint,
+        let [in_pipe, in_pipe_brokers, state_pipe, state_pipe_publish, worker_pipe, to_worker] =
+            endpoints;
+        let at = LocalEndpoints {
+            in_pipe,
+            in_pipe_brokers,
+            state_pipe,
+            state_pipe_publish,
+            worker_pipe,
+            worker_pipe_brokers: to_worker,
         };
-        let in_pipe = Pipe::start_in(&context, &edge("in-pipe", clients, to_in))?;
-        let state = StatePipeSettings {
-            name: "state-pipe".to_owned(),
-            brokers_endpoint: speak,
-            publish_endpoint: listen,
-        };
-        let state_pipe = Pipe::start_state(&context, &state)?;
-        let worker_pipe = Pipe::start_worker(&context, &edge("worker-pipe", workers, to_worker))?;
-        let mut mesh = Self { context, in_pipe, state_pipe, worker_pipe, brokers: Vec::new() };
-        for number in 1..=brokers {
-            let name = format!("broker-{number}");
-            let broker = Broker::start(&mesh.context, mesh.broker_settings(&name))?;
-            mesh.brokers.push((name, broker));
-        }
-        Ok(mesh)
-    }
-
-    fn broker_settings(&self, name: &str) -> BrokerSettings {
-        BrokerSettings {
-            name: name.to_owned(),
-            in_pipes: vec![reachable(self.in_pipe.back_endpoint())],
-            worker_pipes: vec![reachable(self.worker_pipe.back_endpoint())],
-            state_pipes: vec![(
-                reachable(self.state_pipe.front_endpoint()),
-                reachable(self.state_pipe.back_endpoint()),
-            )],
-            bounds: Default::default(),
-        }
+        Ok(Self { local: LocalMesh::start(brokers, at)? })
     }
 
     /// What a scheduler of this mesh needs to know.
@@ -145,51 +117,59 @@ impl Mesh {
             in_pipes: vec![self.for_clients()],
             worker_pipes: vec![self.for_workers()],
             name: name.to_owned(),
-            context: Some(self.context.clone()),
+            context: Some(self.context().clone()),
         }
+    }
+
+    /// What its sockets share.
+    pub(crate) fn context(&self) -> &Context {
+        self.local.context()
     }
 
     /// Where clients of this process connect.
     pub(crate) fn for_clients(&self) -> String {
-        reachable(self.in_pipe.front_endpoint())
+        self.local.for_clients()
     }
 
     /// Where workers of this process connect.
     pub(crate) fn for_workers(&self) -> String {
-        reachable(self.worker_pipe.front_endpoint())
+        self.local.for_workers()
     }
 
     /// What it listens at, by name, as the ready line has it.
-    pub(crate) fn endpoints(&self) -> [(&'static str, &str); 6] {
+    pub(crate) fn endpoints(&self) -> [(&'static str, String); 6] {
+        let at = self.local.endpoints();
         [
-            ("in_pipe", self.in_pipe.front_endpoint()),
-            ("in_pipe_brokers", self.in_pipe.back_endpoint()),
-            ("state_pipe", self.state_pipe.front_endpoint()),
-            ("state_pipe_publish", self.state_pipe.back_endpoint()),
-            ("worker_pipe", self.worker_pipe.front_endpoint()),
-            ("worker_pipe_brokers", self.worker_pipe.back_endpoint()),
+            ("in_pipe", at.in_pipe),
+            ("in_pipe_brokers", at.in_pipe_brokers),
+            ("state_pipe", at.state_pipe),
+            ("state_pipe_publish", at.state_pipe_publish),
+            ("worker_pipe", at.worker_pipe),
+            ("worker_pipe_brokers", at.worker_pipe_brokers),
         ]
     }
 
     /// The names of its brokers.
     pub(crate) fn broker_names(&self) -> Vec<&str> {
-        self.brokers.iter().map(|(name, _)| name.as_str()).collect()
+        self.local.brokers().iter().map(|(name, _)| name.as_str()).collect()
     }
 
     /// A client of it.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
-        let options = ClientOptions { context: Some(self.context.clone()), ..Default::default() };
+        let context = Some(self.context().clone());
+        let options = ClientOptions { context, ..Default::default() };
         Ok(Client::connect([self.for_clients()], options)?)
     }
 
     /// Waits until every broker is ready and a client is told so.
     pub(crate) async fn ready(&self) -> anyhow::Result<()> {
         let client = self.client()?;
+        let brokers = self.local.brokers();
         let until = Instant::now() + READY;
         while Instant::now() < until {
-            if self.brokers.iter().all(|(_, broker)| broker.is_ready())
+            if brokers.iter().all(|(_, broker)| broker.is_ready())
                 && let Ok(told) = client.mesh().brokers().await
-                && told.brokers.iter().filter(|broker| broker.ready).count() >= self.brokers.len()
+                && told.brokers.iter().filter(|broker| broker.ready).count() >= brokers.len()
             {
                 return Ok(());
             }
@@ -201,10 +181,7 @@ impl Mesh {
 
     /// Fails if a part of it has ended by itself.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        let pipes = [&self.in_pipe, &self.state_pipe, &self.worker_pipe];
-        let whole = pipes.iter().all(|pipe| pipe.is_running())
-            && self.brokers.iter().all(|(_, broker)| broker.is_running());
-        if !whole {
+        if !self.local.is_running() {
             bail!("a pipe or a broker has ended by itself; the log says why");
         }
         Ok(())
@@ -220,23 +197,9 @@ impl Mesh {
 
     /// Lets the brokers finish what they hold, then stops the pipes. In bounded time.
     pub(crate) async fn drain(self) -> anyhow::Result<()> {
-        let brokers = self
-            .brokers
-            .into_iter()
-            .map(|(name, broker)| tokio::task::spawn_blocking(move || (name, broker.drain(DRAIN))));
-        for broker in brokers.collect::<Vec<_>>() {
-            let (name, drained) = broker.await?;
-            if !drained {
-                tracing::warn!("{name}: not drained after {} s, stopped", DRAIN.as_secs());
-            }
+        if !tokio::task::spawn_blocking(move || self.local.drain(DRAIN)).await? {
+            tracing::warn!("a broker was not drained after {} s and was stopped", DRAIN.as_secs());
         }
-        let pipes = [self.in_pipe, self.worker_pipe, self.state_pipe];
-        tokio::task::spawn_blocking(move || pipes.into_iter().for_each(Pipe::stop)).await?;
         Ok(())
     }
-}
-
-/// An endpoint that listens everywhere, as one of this process connects to it.
-fn reachable(endpoint: &str) -> String {
-    endpoint.replace("tcp://0.0.0.0:", "tcp://127.0.0.1:")
 }

@@ -111,7 +111,7 @@ impl Service {
         let worker = Worker::builder()
             .worker_pipes([mesh.for_workers()])
             .name(&name)
-            .context(mesh.context.clone());
+            .context(mesh.context().clone());
         let adapter = Adapter::start(Target::parse(&server.url())?, worker)?;
         Ok(Self { name, server, adapter })
     }
