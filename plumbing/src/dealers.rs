@@ -24,6 +24,9 @@ const PATIENCE_MS: u64 = 100;
 /// Messages that wait for one pipe; beyond, they are given back at once. More than a client may
 /// have waiting.
 const MAX_BACKLOG: usize = 1 << 17;
+/// Bytes of their bodies: as many as a client's requests may have by default, so that a burst within
+/// its limits is not given back. The session keeps the same bodies, nothing is copied.
+const MAX_BACKLOG_BYTES: usize = 256 << 20;
 /// How often a full queue is tried again, ms: `wait` cannot be woken by room.
 const RETRY_MS: u64 = 1;
 /// Malformed messages that are skipped in one go.
@@ -32,6 +35,8 @@ const MAX_SKIPPED: usize = 16;
 struct Dealer {
     socket: Socket,
     backlog: VecDeque<Packet>,
+    /// Sum of their bodies' lengths.
+    backlog_bytes: usize,
     /// Since when nothing has left, while there is a backlog.
     stuck_since: Time,
     /// Nobody seems to be there; until something leaves nothing is queued.
@@ -50,6 +55,7 @@ impl Dealers {
         let dealer = |socket| Dealer {
             socket,
             backlog: VecDeque::new(),
+            backlog_bytes: 0,
             stuck_since: Time(0),
             deserted: false,
         };
@@ -89,9 +95,12 @@ impl Dealers {
             }
             dealer.stuck_since = now;
         }
-        if dealer.deserted || dealer.backlog.len() >= MAX_BACKLOG {
+        let bytes = dealer.backlog_bytes + packet.body.len();
+        let full = dealer.backlog.len() >= MAX_BACKLOG || bytes > MAX_BACKLOG_BYTES;
+        if dealer.deserted || full {
             return Err(packet);
         }
+        dealer.backlog_bytes = bytes;
         dealer.backlog.push_back(packet);
         Ok(())
     }
@@ -99,17 +108,23 @@ impl Dealers {
     /// Sends what there is room for now, and gives back what waits for nobody, in order.
     pub fn flush(&mut self, now: Time, mut give_back: impl FnMut(u8, Packet)) {
         for (path, dealer) in (0..).zip(&mut self.dealers) {
-            while let Some(packet) = dealer.backlog.front() {
+            // Asked first: to encode the same packet each millisecond, and to copy its body for
+            // libzmq, which gives nothing back, would cost more than to send it.
+            while dealer.socket.has_room()
+                && let Some(packet) = dealer.backlog.front()
+            {
                 let (first, rest) = packet.encode();
                 if dealer.socket.send(first, rest) != Sent::Sent {
                     break;
                 }
+                dealer.backlog_bytes -= packet.body.len();
                 dealer.backlog.pop_front();
                 dealer.stuck_since = now;
             }
             let patience = Duration::from_millis(PATIENCE_MS);
             if !dealer.backlog.is_empty() && now.since(dealer.stuck_since) >= patience {
                 dealer.deserted = true;
+                dealer.backlog_bytes = 0;
                 dealer.backlog.drain(..).for_each(|packet| give_back(path, packet));
             }
         }
@@ -225,5 +240,51 @@ mod tests {
         assert_eq!(given_back, [0, 1, 2]);
         assert!(dealers.send(patience, 0, cancel(3)).is_err());
         assert!(dealers.send(patience, 7, cancel(3)).is_err());
+    }
+
+    /// A DEALER to nobody: what is sent waits.
+    fn lonely(context: &Context) -> Dealers {
+        let endpoint = {
+            let gone = Context::new();
+            let router = gone.router_for_peers("tcp://127.0.0.1:0").unwrap();
+            router.endpoint().to_owned()
+        };
+        Dealers::new(vec![context.dealer_for_client(PeerId([1; 16]), &endpoint).unwrap()])
+    }
+
+    fn large(body: &Bytes) -> Packet {
+        Packet { body: zex_spec::Body::Bytes(body.clone()), ..cancel(0) }
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes() {
+        let context = Context::new();
+        let mut dealers = lonely(&context);
+        let body = Bytes::from(vec![0; zex_spec::MAX_BODY_BYTES]);
+        let taken = (0..20).filter(|_| dealers.send(Time(0), 0, large(&body)).is_ok()).count();
+        assert_eq!(taken, MAX_BACKLOG_BYTES / zex_spec::MAX_BODY_BYTES);
+        // What has no body still has its place.
+        dealers.send(Time(0), 0, cancel(1)).unwrap();
+        let mut given_back = 0;
+        dealers.flush(Time(0).plus_ms(PATIENCE_MS), |_, _| given_back += 1);
+        assert_eq!((given_back, dealers.dealers[0].backlog_bytes), (taken + 1, 0));
+    }
+
+    #[test]
+    fn what_waits_is_not_copied_while_there_is_no_room() {
+        const TIMES: u32 = 100;
+        let context = Context::new();
+        let mut dealers = lonely(&context);
+        let packet = large(&Bytes::from(vec![0; zex_spec::MAX_BODY_BYTES]));
+        let begun = Instant::now();
+        dealers.send(Time(0), 0, packet).unwrap();
+        let one_copy = begun.elapsed();
+        let begun = Instant::now();
+        for _ in 0..TIMES {
+            dealers.flush(Time(0), |_, packet| panic!("{packet:?} has time yet"));
+        }
+        let flushes = begun.elapsed();
+        assert!(flushes < one_copy * TIMES / 4, "{TIMES} took {flushes:?}, one copy {one_copy:?}");
+        assert_eq!(dealers.backlog(), 1);
     }
 }

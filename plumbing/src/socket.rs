@@ -56,6 +56,11 @@ impl Socket {
         self.inner.as_poll_item(zmq::POLLIN)
     }
 
+    /// Whether a message can be sent now. A ROUTER always says yes.
+    pub(crate) fn has_room(&self) -> bool {
+        self.inner.get_events().is_ok_and(|events| events.contains(zmq::POLLOUT))
+    }
+
     /// The next message, without waiting; `None` if there is none. Bodies are not copied.
     ///
     /// # Errors
