@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
-use zex_core::session::client::Limits;
-use zex_plumbing::{Clock, Context, Handle, NotSent, mailbox, new_peer_id};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
+use zex_core::session::client::{Limits, NewCall};
+use zex_plumbing::{Clock, Context, Handle, mailbox, new_peer_id};
 use zex_spec::{Code, Key, Options, Status};
 
 use crate::call::Call;
@@ -14,8 +14,8 @@ use crate::mesh::Mesh;
 use crate::replies::Replies;
 use crate::thread::{Command, IoThread, Waiter};
 
-/// Commands that wait for the thread with the sockets: a burst of calls that one turn of it takes.
-/// Beyond, callers yield until there is room.
+/// Commands that wait for the thread with the sockets: a burst of calls that it takes in some turns.
+/// Beyond, callers wait until it has taken some, in the order in which they came.
 const MAILBOX_COMMANDS: usize = 8_192;
 
 /// How a client is set up. The default is good.
@@ -51,31 +51,48 @@ pub struct Client {
 /// What a client's clones share with its thread.
 pub(crate) struct Shared {
     commands: Handle<Command>,
-    pub(crate) lost: Arc<LostCancels>,
+    pub(crate) door: Arc<Door>,
     clock: Clock,
 }
 
-/// Cancels that found the mailbox full. They are made where nobody can wait (in `drop`), so they
-/// are put here; at most one for each waiting call.
-#[derive(Default)]
-pub(crate) struct LostCancels {
-    any: AtomicBool,
-    keys: Mutex<Vec<Key>>,
+/// The mailbox's bound, where callers can wait for it.
+pub(crate) struct Door {
+    /// Free places in the mailbox. Closed when the thread has ended.
+    room: Semaphore,
+    /// Cancels that found no place. They are made where nobody can wait (in `drop`), so they are
+    /// put here; at most one for each waiting call.
+    any_lost: AtomicBool,
+    lost: Mutex<Vec<Key>>,
 }
 
-impl LostCancels {
-    fn put(&self, key: Key) {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).push(key);
-        self.any.store(true, Ordering::Release);
+impl Door {
+    fn new(places: usize) -> Self {
+        let (any_lost, lost) = (AtomicBool::new(false), Mutex::default());
+        Self { room: Semaphore::new(places), any_lost, lost }
     }
 
-    /// Takes them all; costs one load when there are none.
-    pub(crate) fn take(&self) -> Vec<Key> {
-        if !self.any.load(Ordering::Acquire) {
+    fn put_lost(&self, key: Key) {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(key);
+        self.any_lost.store(true, Ordering::Release);
+    }
+
+    /// Takes the cancels that found no place; costs one load when there are none.
+    pub(crate) fn take_lost(&self) -> Vec<Key> {
+        if !self.any_lost.load(Ordering::Acquire) {
             return Vec::new();
         }
-        self.any.store(false, Ordering::Release);
-        std::mem::take(&mut self.keys.lock().unwrap_or_else(PoisonError::into_inner))
+        self.any_lost.store(false, Ordering::Release);
+        std::mem::take(&mut self.lost.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The thread has taken so many commands out of the mailbox.
+    pub(crate) fn taken(&self, commands: usize) {
+        self.room.add_permits(commands);
+    }
+
+    /// The thread has ended: nobody shall wait for it.
+    pub(crate) fn close(&self) {
+        self.room.close();
     }
 }
 
@@ -117,8 +134,8 @@ impl Client {
             return Err(ClientError::PipeCount(dealers.len()));
         }
         let (commands, mailbox) = mailbox(MAILBOX_COMMANDS)?;
-        let (clock, lost) = (Clock::new(), Arc::new(LostCancels::default()));
-        let thread = IoThread::new(dealers, mailbox, clock, options.limits, Arc::clone(&lost));
+        let (clock, door) = (Clock::new(), Arc::new(Door::new(MAILBOX_COMMANDS)));
+        let thread = IoThread::new(dealers, mailbox, clock, options.limits, Arc::clone(&door));
         std::thread::Builder::new()
             .name("zex-client".into())
             .spawn(move || {
@@ -127,7 +144,7 @@ impl Client {
                 drop(context);
             })
             .map_err(ClientError::Thread)?;
-        Ok(Self { shared: Arc::new(Shared { commands, lost, clock }) })
+        Ok(Self { shared: Arc::new(Shared { commands, door, clock }) })
     }
 
     /// Makes a call with one reply. Dropping the future takes the call back.
@@ -138,7 +155,7 @@ impl Client {
         let call = call.start(self.shared.clock.now(), Options::default());
         let (sender, reply) = oneshot::channel();
         let key = call.key;
-        self.shared.send(Command::Call(call, Waiter::Unary(sender))).await?;
+        self.shared.call(call, Waiter::Unary(sender)).await?;
         let mut waiting = Waiting { shared: &self.shared, key, reply, ended: false };
         let outcome = (&mut waiting.reply).await;
         waiting.ended = true;
@@ -154,7 +171,7 @@ impl Client {
         let call = call.start(self.shared.clock.now(), Options::STREAM);
         let (sender, receiver) = mpsc::unbounded_channel();
         let key = call.key;
-        self.shared.send(Command::Call(call, Waiter::Stream(sender))).await?;
+        self.shared.call(call, Waiter::Stream(sender)).await?;
         Ok(Replies::new(Arc::clone(&self.shared), key, receiver))
     }
 
@@ -165,22 +182,43 @@ impl Client {
 }
 
 impl Shared {
-    /// Hands a command to the thread; yields while its mailbox is full.
-    pub(crate) async fn send(&self, mut command: Command) -> Result<(), Status> {
-        loop {
-            command = match self.commands.send(command) {
-                Ok(()) => return Ok(()),
-                Err(NotSent::Full(command)) => command,
-                Err(NotSent::Closed(_)) => return Err(thread_gone()),
-            };
-            tokio::task::yield_now().await;
+    /// Hands a call to the thread; waits for a place in its mailbox, by the call's deadline.
+    async fn call(&self, call: NewCall, waiter: Waiter) -> Result<(), Status> {
+        let deadline = self.clock.instant(call.deadline);
+        let command = Command::Call(call, waiter);
+        // Nearly always there is one, and no timer is needed.
+        if let Ok(place) = self.door.room.try_acquire() {
+            return self.put(place, command);
         }
+        let waiting = tokio::time::timeout_at(deadline.into(), self.send(command));
+        waiting.await.unwrap_or_else(|_| {
+            let text = format!("{MAILBOX_COMMANDS} commands of this client wait for its thread");
+            Err(Status::new(Code::ResourceExhausted, text))
+        })
+    }
+
+    /// Hands a command to the thread; waits while its mailbox is full.
+    pub(crate) async fn send(&self, command: Command) -> Result<(), Status> {
+        let place = self.door.room.acquire().await.map_err(|_| thread_gone())?;
+        self.put(place, command)
+    }
+
+    fn put(&self, place: SemaphorePermit<'_>, command: Command) -> Result<(), Status> {
+        // The thread gives it back when it takes the command.
+        place.forget();
+        // Nor is the mailbox full: it has as many places.
+        self.commands.send(command).map_err(|_| thread_gone())
     }
 
     /// Takes a call back, from where nobody can wait.
     pub(crate) fn cancel(&self, key: Key) {
-        if let Err(NotSent::Full(_)) = self.commands.send(Command::Cancel(key)) {
-            self.lost.put(key);
+        match self.door.room.try_acquire() {
+            Ok(place) => {
+                // A thread that has ended has nothing to take back.
+                let _ = self.put(place, Command::Cancel(key));
+            }
+            // The mailbox is full, so the thread is awake and looks here, too.
+            Err(_) => self.door.put_lost(key),
         }
     }
 }
@@ -188,4 +226,68 @@ impl Shared {
 /// The thread ends only with its client, unless libzmq fails.
 pub(crate) fn thread_gone() -> Status {
     Status::new(Code::Unavailable, "the client's thread has ended; make a new client")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Poll, Wake};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Counts how often a future wants to be polled again.
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn shared(places: usize) -> (Shared, zex_plumbing::Mailbox<Command>) {
+        let (commands, mailbox) = mailbox(places).unwrap();
+        let shared = Shared { commands, door: Arc::new(Door::new(places)), clock: Clock::new() };
+        (shared, mailbox)
+    }
+
+    #[test]
+    fn who_finds_the_mailbox_full_sleeps_until_there_is_room() {
+        let (shared, mailbox) = shared(1);
+        let wakes = Arc::new(Wakes::default());
+        let waker = Arc::clone(&wakes).into();
+        let mut context = std::task::Context::from_waker(&waker);
+        let mut first = Box::pin(shared.send(Command::Cancel(Key([1; 16]))));
+        assert_eq!(first.as_mut().poll(&mut context), Poll::Ready(Ok(())));
+        let mut second = Box::pin(shared.send(Command::Cancel(Key([2; 16]))));
+        assert!(second.as_mut().poll(&mut context).is_pending());
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0, "it spins");
+        // A cancel from where nobody can wait is not lost.
+        shared.cancel(Key([3; 16]));
+        assert_eq!(shared.door.take_lost(), [Key([3; 16])]);
+        assert!(mailbox.try_recv().is_some());
+        shared.door.taken(1);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert_eq!(second.as_mut().poll(&mut context), Poll::Ready(Ok(())));
+        // And when the thread ends nobody waits for it.
+        let mut third = Box::pin(shared.send(Command::Cancel(Key([4; 16]))));
+        assert!(third.as_mut().poll(&mut context).is_pending());
+        shared.door.close();
+        assert_eq!(third.as_mut().poll(&mut context), Poll::Ready(Err(thread_gone())));
+    }
+
+    #[tokio::test]
+    async fn a_call_waits_for_room_until_its_deadline_at_most() {
+        let (shared, _mailbox) = shared(1);
+        shared.send(Command::Cancel(Key([1; 16]))).await.unwrap();
+        let call = Call::new("test.Service", "M", "").deadline(Duration::from_millis(50));
+        let (sender, _reply) = oneshot::channel();
+        let begun = Instant::now();
+        let call = call.start(shared.clock.now(), Options::default());
+        let status = shared.call(call, Waiter::Unary(sender)).await.unwrap_err();
+        assert_eq!(status.code, Code::ResourceExhausted, "{status}");
+        assert!(begun.elapsed() >= Duration::from_millis(45), "{:?}", begun.elapsed());
+    }
 }

@@ -18,7 +18,7 @@ use zex_core::session::client::{Action, Event, Limits, NewCall, Session};
 use zex_plumbing::{Clock, Dealers, Mailbox, Socket};
 use zex_spec::{Code, Key, Status};
 
-use crate::client::LostCancels;
+use crate::client::Door;
 
 /// Commands, and packets of one pipe, that one turn takes, so that none starves the others.
 const BATCH: usize = 256;
@@ -69,11 +69,18 @@ impl Waiter {
     }
 }
 
+/// However the thread ends, nobody waits for it any more.
+impl Drop for IoThread {
+    fn drop(&mut self) {
+        self.door.close();
+    }
+}
+
 pub(crate) struct IoThread {
     session: Session,
     dealers: Dealers,
     mailbox: Mailbox<Command>,
-    lost: Arc<LostCancels>,
+    door: Arc<Door>,
     waiters: HashMap<Key, Waiter>,
     clock: Clock,
 }
@@ -85,11 +92,11 @@ impl IoThread {
         mailbox: Mailbox<Command>,
         clock: Clock,
         limits: Limits,
-        lost: Arc<LostCancels>,
+        door: Arc<Door>,
     ) -> Self {
         let paths = u8::try_from(sockets.len()).unwrap_or(u8::MAX);
         let (session, dealers) = (Session::new(paths, limits), Dealers::new(sockets));
-        Self { session, dealers, mailbox, lost, waiters: HashMap::new(), clock }
+        Self { session, dealers, mailbox, door, waiters: HashMap::new(), clock }
     }
 
     /// Works until nobody can give commands any more.
@@ -134,7 +141,10 @@ impl IoThread {
                 }
             }
         }
-        for key in self.lost.take() {
+        if taken > 0 {
+            self.door.taken(taken);
+        }
+        for key in self.door.take_lost() {
             self.session.handle(now, Event::Cancel(key));
         }
         taken > 0

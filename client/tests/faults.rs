@@ -125,7 +125,8 @@ async fn a_stream_whose_broker_dies_ends_soon() {
     let mut ended = 0;
     for read in reads.collect::<Vec<_>>() {
         if let Some(next) = read.await.unwrap() {
-            assert_eq!(next.unwrap().unwrap_err().code, Code::Unavailable);
+            let status = next.unwrap().unwrap_err();
+            assert_eq!(status.code, Code::Unavailable, "{status}");
             ended += 1;
         }
     }

@@ -5,17 +5,21 @@ use std::sync::Arc;
 use zex_core::session::MemoryLimits;
 use zex_core::session::worker::Settings;
 use zex_plumbing::{Clock, Context, mailbox, new_peer_id};
-use zex_spec::MAX_NAME_BYTES;
+use zex_spec::{MAX_NAME_BYTES, MAX_SERVICES};
 
-use crate::thread::{IoThread, Shared};
+use crate::thread::{Commands, IoThread, Shared};
 use crate::worker::WorkerHandle;
 
 /// Messages and ends of handlers that wait for the thread with the sockets; beyond, handlers
-/// yield until there is room.
+/// wait until it has taken some.
 const MAILBOX_COMMANDS: usize = 8_192;
 /// Work that a worker takes at once if nothing is said: enough to keep a machine busy with
 /// handlers that wait for others, few enough that their memory does not matter.
 const DEFAULT_CAPACITY: u32 = 100;
+
+/// Most work that a worker takes at once: each is a task here and an entry at its owner, and every
+/// beat lists what is held (half a megabyte for so many, of the one that a header may have).
+const MAX_CAPACITY: u32 = 1 << 16;
 
 /// Where a worker begins: [`Worker::builder`].
 pub struct Worker;
@@ -57,6 +61,12 @@ pub enum WorkerError {
         /// Its length in bytes.
         len: usize,
     },
+    /// More work at once than its beats can list.
+    #[error("a worker takes at most {MAX_CAPACITY} tasks at once, not {0}; start several workers")]
+    Capacity(u32),
+    /// More services than one worker may have.
+    #[error("a worker serves at most {MAX_SERVICES} services; start another worker for more")]
+    Services,
     /// There is no tokio runtime here for the handlers to run on.
     #[error("start a worker within a tokio runtime: {0}")]
     Runtime(#[from] tokio::runtime::TryCurrentError),
@@ -84,7 +94,7 @@ impl WorkerBuilder {
         self
     }
 
-    /// Work that it takes at once; 100 if nothing is said.
+    /// Work that it takes at once: 100 if nothing is said, 65,536 at most.
     pub fn capacity(mut self, tasks: u32) -> Self {
         self.capacity = tasks;
         self
@@ -109,6 +119,9 @@ impl WorkerBuilder {
     pub fn start(self) -> Result<WorkerHandle, WorkerError> {
         let runtime = tokio::runtime::Handle::try_current()?;
         check_name("worker", &self.name)?;
+        if self.capacity > MAX_CAPACITY {
+            return Err(WorkerError::Capacity(self.capacity));
+        }
         if !(1..=usize::from(u8::MAX)).contains(&self.worker_pipes.len()) {
             return Err(WorkerError::PipeCount(self.worker_pipes.len()));
         }
@@ -127,6 +140,7 @@ impl WorkerBuilder {
             memory: self.memory,
         };
         let (commands, mailbox) = mailbox(MAILBOX_COMMANDS)?;
+        let commands = Commands::new(commands, MAILBOX_COMMANDS);
         let (clock, shared) = (Clock::new(), Arc::new(Shared::default()));
         let thread = IoThread::new(
             settings,
@@ -148,5 +162,29 @@ pub(crate) fn check_name(what: &'static str, name: &str) -> Result<(), WorkerErr
     match name.len() {
         1..=MAX_NAME_BYTES => Ok(()),
         len => Err(WorkerError::Name { what, len }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn capacity_and_services_are_bounded() {
+        let builder = || Worker::builder().worker_pipes(["tcp://127.0.0.1:1"]);
+        let error = builder().capacity(MAX_CAPACITY + 1).start().err().unwrap().to_string();
+        let wanted = "a worker takes at most 65536 tasks at once, not 65537; start several workers";
+        assert_eq!(error, wanted);
+        let worker = builder().capacity(MAX_CAPACITY).start().unwrap();
+        let echo = crate::handler(|request: crate::Request, _| async move { Ok(request.body) });
+        for number in 0..MAX_SERVICES {
+            worker.serve(format!("test.S{number}"), echo.clone()).unwrap();
+        }
+        // Again is not one more; and what is withdrawn makes room.
+        worker.serve("test.S0", echo.clone()).unwrap();
+        let more = worker.serve("test.More", echo.clone());
+        assert!(matches!(more, Err(WorkerError::Services)), "{more:?}");
+        worker.withdraw("test.S0").unwrap();
+        worker.serve("test.More", echo).unwrap();
     }
 }

@@ -7,18 +7,18 @@
 //!   clock ─ Tick ──────────────▶┘
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, TryAcquireError, oneshot};
 use zex_core::Time;
 use zex_core::session::Path;
 use zex_core::session::worker::{Action, Begin, Event, RunId, Session, Settings};
-use zex_plumbing::{Clock, Context, Dealers, Handle, Mailbox, NotSent, Socket};
-use zex_spec::{Code, DESCRIPTORS_METHOD, Options, Status};
+use zex_plumbing::{Clock, Context, Dealers, Handle, Mailbox, Socket};
+use zex_spec::{Code, DESCRIPTORS_METHOD, MAX_SERVICES, Options, Status};
 
 use crate::handler::{Handler, Request};
 use crate::task::Task;
@@ -40,21 +40,41 @@ pub(crate) enum Command {
     Look,
 }
 
-/// The sending end for handlers. Shared, because a mailbox's own handle wakes the thread when it is
-/// dropped, and handlers come and go with every call.
+/// The sending end for handlers and owners. Shared, because a mailbox's own handle wakes the thread
+/// when it is dropped, and handlers come and go with every call.
 #[derive(Clone)]
-pub(crate) struct Commands(Arc<Handle<Command>>);
+pub(crate) struct Commands(Arc<Door>);
+
+struct Door {
+    handle: Handle<Command>,
+    /// Free places in the mailbox, where handlers can wait for them. Closed when the thread has
+    /// ended.
+    room: Semaphore,
+}
 
 impl Commands {
-    /// Hands a command over; yields while the mailbox is full. An error if the worker has stopped.
-    pub(crate) async fn send(&self, mut command: Command) -> Result<(), ()> {
-        loop {
-            command = match self.0.send(command) {
-                Ok(()) => return Ok(()),
-                Err(NotSent::Full(command)) => command,
-                Err(NotSent::Closed(_)) => return Err(()),
-            };
-            tokio::task::yield_now().await;
+    /// For a mailbox of so many places.
+    pub(crate) fn new(handle: Handle<Command>, places: usize) -> Self {
+        Self(Arc::new(Door { handle, room: Semaphore::new(places) }))
+    }
+
+    /// Hands a command over; waits while the mailbox is full. An error if the worker has stopped.
+    pub(crate) async fn send(&self, command: Command) -> Result<(), ()> {
+        let place = self.0.room.acquire().await.map_err(drop)?;
+        // The thread gives it back when it takes the command.
+        place.forget();
+        self.0.handle.send(command).map_err(drop)
+    }
+
+    /// Wakes the thread for its orders. False if it has ended.
+    fn look(&self) -> bool {
+        match self.0.room.try_acquire() {
+            Ok(place) => {
+                place.forget();
+                self.0.handle.send(Command::Look).is_ok()
+            }
+            // Full: it is awake anyway.
+            Err(error) => error == TryAcquireError::NoPermits,
         }
     }
 }
@@ -70,17 +90,32 @@ pub(crate) enum Order {
 #[derive(Default)]
 pub(crate) struct Shared {
     orders: Mutex<Vec<Order>>,
+    /// The services that it has been told to serve, to count them before one more is added.
+    served: Mutex<BTreeSet<String>>,
     in_flight: AtomicUsize,
     stopped: AtomicBool,
 }
 
 impl Shared {
     /// Puts an order where the thread finds it and wakes the thread. False if it has stopped.
-    pub(crate) fn order(&self, commands: &Handle<Command>, order: Order) -> bool {
+    pub(crate) fn order(&self, commands: &Commands, order: Order) -> bool {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
-        // With a full mailbox it is awake anyway.
-        !matches!(commands.send(Command::Look), Err(NotSent::Closed(_)))
-            && !self.stopped.load(Ordering::Acquire)
+        commands.look() && !self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Notes that a service is to be served. False if there are too many.
+    pub(crate) fn may_serve(&self, service: &str) -> bool {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        if !served.contains(service) && served.len() >= MAX_SERVICES {
+            return false;
+        }
+        served.insert(service.to_owned());
+        true
+    }
+
+    /// Notes that a service is not served any more.
+    pub(crate) fn withdrawn(&self, service: &str) {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).remove(service);
     }
 
     fn take_orders(&self) -> Vec<Order> {
@@ -116,7 +151,7 @@ impl IoThread {
     pub(crate) fn new(
         settings: Settings,
         sockets: Vec<Socket>,
-        (commands, mailbox): (Handle<Command>, Mailbox<Command>),
+        (commands, mailbox): (Commands, Mailbox<Command>),
         clock: Clock,
         runtime: tokio::runtime::Handle,
         shared: Arc<Shared>,
@@ -124,7 +159,7 @@ impl IoThread {
         Self {
             session: Session::new(clock.now(), settings),
             dealers: Dealers::new(sockets),
-            commands: Commands(Arc::new(commands)),
+            commands,
             mailbox,
             clock,
             runtime,
@@ -157,6 +192,7 @@ impl IoThread {
         self.tasks.values().for_each(Task::abort);
         self.shared.in_flight.store(0, Ordering::Relaxed);
         self.shared.stopped.store(true, Ordering::Release);
+        self.commands.0.room.close();
         let Self { drained, dealers, mailbox, shared, .. } = self;
         drop((dealers, mailbox, context));
         // Orders that came too late have their end here as well.
@@ -201,6 +237,9 @@ impl IoThread {
                 }
                 Command::Look => look = true,
             }
+        }
+        if taken > 0 {
+            self.commands.0.room.add_permits(taken);
         }
         // The order's wake-up is lost when the mailbox is full, and then it is full of others.
         if look || taken == BATCH {
@@ -302,5 +341,48 @@ impl IoThread {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::task::{Poll, Wake};
+
+    use super::*;
+
+    /// Counts how often a future wants to be polled again.
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_handler_that_finds_the_mailbox_full_sleeps_until_there_is_room() {
+        let (handle, mailbox) = zex_plumbing::mailbox(1).unwrap();
+        let commands = Commands::new(handle, 1);
+        let wakes = Arc::new(Wakes::default());
+        let waker = Arc::clone(&wakes).into();
+        let mut context = std::task::Context::from_waker(&waker);
+        let finish = |run| Box::pin(commands.send(Command::Finish(RunId(run), Ok(Bytes::new()))));
+        assert_eq!(finish(1).as_mut().poll(&mut context), Poll::Ready(Ok(())));
+        let mut second = finish(2);
+        assert!(second.as_mut().poll(&mut context).is_pending());
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0, "it spins");
+        // An order needs no place: the thread is awake and finds it.
+        assert!(commands.look());
+        assert!(mailbox.try_recv().is_some());
+        commands.0.room.add_permits(1);
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert_eq!(second.as_mut().poll(&mut context), Poll::Ready(Ok(())));
+        let mut third = finish(3);
+        assert!(third.as_mut().poll(&mut context).is_pending());
+        commands.0.room.close();
+        assert_eq!(third.as_mut().poll(&mut context), Poll::Ready(Err(())));
+        assert!(!commands.look());
     }
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
-use zex_plumbing::{Clock, Handle};
+use zex_plumbing::Clock;
 use zex_spec::PeerId;
 
 use crate::builder::{WorkerError, check_name};
 use crate::handler::Handler;
-use crate::thread::{Command, Order, Shared};
+use crate::thread::{Commands, Order, Shared};
 
 /// How long a worker whose handles are all gone may take to finish what it holds.
 const ABANDONED_DRAIN: Duration = Duration::from_secs(10);
@@ -24,17 +24,12 @@ pub struct WorkerHandle {
 struct Owner {
     id: PeerId,
     clock: Clock,
-    commands: Handle<Command>,
+    commands: Commands,
     shared: Arc<Shared>,
 }
 
 impl WorkerHandle {
-    pub(crate) fn new(
-        id: PeerId,
-        clock: Clock,
-        commands: Handle<Command>,
-        shared: Arc<Shared>,
-    ) -> Self {
+    pub(crate) fn new(id: PeerId, clock: Clock, commands: Commands, shared: Arc<Shared>) -> Self {
         Self { owner: Arc::new(Owner { id, clock, commands, shared }) }
     }
 
@@ -46,7 +41,8 @@ impl WorkerHandle {
     /// Serves `pkg.Service` from now on; again, with another handler.
     ///
     /// # Errors
-    /// [`WorkerError::Name`] for a name that does not travel, [`WorkerError::Stopped`].
+    /// [`WorkerError::Name`] for a name that does not travel, [`WorkerError::Services`] if it serves
+    /// as many as it may, [`WorkerError::Stopped`].
     pub fn serve(&self, service: impl Into<String>, handler: Handler) -> Result<(), WorkerError> {
         self.serve_with(service.into(), None, handler)
     }
@@ -72,6 +68,9 @@ impl WorkerHandle {
         handler: Handler,
     ) -> Result<(), WorkerError> {
         check_name("service", &service)?;
+        if !self.owner.shared.may_serve(&service) {
+            return Err(WorkerError::Services);
+        }
         self.order(Order::Serve { service, handler, descriptors })
     }
 
@@ -80,7 +79,9 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerError::Stopped`].
     pub fn withdraw(&self, service: impl Into<String>) -> Result<(), WorkerError> {
-        self.order(Order::Withdraw(service.into()))
+        let service = service.into();
+        self.owner.shared.withdrawn(&service);
+        self.order(Order::Withdraw(service))
     }
 
     /// Takes no more work, finishes what it holds (what is not done by `timeout` is answered
