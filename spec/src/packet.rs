@@ -9,7 +9,8 @@ use bytes::Bytes;
 use crate::message::{EzBeat, EzCall};
 use crate::{
     Flags, Incarnation, MAX_BODY_BYTES, MAX_CHUNK_BYTES, MAX_FRAMES, MAX_HEADER_BYTES,
-    MAX_NAME_BYTES, MAX_SERVICES, Malformed, Message, PREFIX_BYTES, PeerId, PipeId, Prefix, Result, Steer,
+    MAX_NAME_BYTES, MAX_SERVICES, Malformed, Message, PREFIX_BYTES, PeerId, PipeId, Prefix, Result,
+    Steer,
 };
 
 /// Bodies up to this many bytes travel in the frame of their header: up to here a copy is cheaper
