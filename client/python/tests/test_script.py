@@ -73,7 +73,14 @@ def test_it_prints_an_answer_a_line(mesh, attached):
 def test_it_goes_on_until_it_is_stopped(mesh, attached):
     arguments = [sys.executable, SCRIPT, "--until-stopped"]
     environment = {**os.environ, "ZEX_IN_PIPE": mesh.in_pipe}
-    with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as script:
+
+    def hear_ctrl_c():
+        # Who is run in the background ignores it, and so would all that he starts.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+    ) as script:
         for _ in range(50):
             assert " -> " in script.stdout.readline()
         script.send_signal(signal.SIGINT)
