@@ -4,6 +4,7 @@
 
 mod world;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -111,12 +112,24 @@ async fn without_a_worker_a_call_ends_at_once_or_waits_if_it_was_asked_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_pipe_a_call_ends_after_a_second() {
+async fn without_a_pipe_a_question_ends_after_three_seconds_and_a_call_after_five() {
     let client = Client::connect(["tcp://127.0.0.1:1"], ClientOptions::default()).unwrap();
-    let begun = Instant::now();
-    let status = client.unary(Call::new(SERVICE, "Echo", "")).await.unwrap_err();
-    assert_eq!(status.code, Code::Unavailable, "{status}");
-    assert!((900..4_000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    let timed = async |outcome: &mut (dyn Future<Output = Status> + Unpin)| {
+        let begun = Instant::now();
+        (outcome.await, begun.elapsed().as_millis())
+    };
+    let mut call =
+        Box::pin(async { client.unary(Call::new(SERVICE, "Echo", "")).await.unwrap_err() });
+    let mut question = Box::pin(async { client.mesh().services().await.unwrap_err() });
+    let ((call, call_ms), (question, question_ms)) =
+        tokio::join!(timed(&mut call), timed(&mut question));
+    for status in [call, question] {
+        assert_eq!(status.code, Code::Unavailable, "{status}");
+        assert!(status.message.contains("no in pipe answers"), "{status}");
+    }
+    // A pipe's restart is outlasted by a call; a person who asks is told soon.
+    assert!((2_900..4_500).contains(&question_ms), "{question_ms} ms");
+    assert!((4_900..8_000).contains(&call_ms), "{call_ms} ms");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 """Clients and workers without a mesh: what libzmq is told, and what callers are told."""
 
 import gc
+import threading
 
 import pytest
 from mesh import until
@@ -55,6 +56,19 @@ def test_a_stream_that_is_left_takes_its_call_back(leave):
                 del stream
                 gc.collect()
         until(lambda: not client._calls, 10, "the call goes on")
+
+
+def test_a_stream_that_only_its_loop_holds_goes_on():
+    with zex.Client("tcp://127.0.0.1:1") as client:
+        messages = iter(client.stream("test.Nobody", "M", wait=True))
+        gc.collect()
+        looked = threading.Event()
+        client._post(looked.set)  # Behind a cancel, if there is one.
+        assert looked.wait(10)
+        (pending,) = client._calls.values()
+        pending.reader.put(b"\0\0\0\1a")
+        pending.reader.end(None)
+        assert list(messages) == [b"a"]
 
 
 def test_a_worker_serves_a_bounded_number_of_services():

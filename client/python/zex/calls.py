@@ -68,7 +68,8 @@ class Stream:
         self._messages = self._read(reader, deadline, consumed, cancel, reply_type)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._messages
+        # Itself: who iterates holds the stream by it, and so the call.
+        return self
 
     def __next__(self) -> Any:
         return next(self._messages)
