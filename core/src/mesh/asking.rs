@@ -213,6 +213,7 @@ impl Mesh {
             worker.suspects.clear();
         }
         self.peers.values_mut().for_each(|peer| peer.heard = peer.heard + away);
+        self.linked_last = self.linked_last + away;
         let elsewhere = !self.peers.is_empty();
         for (id, call) in self.calls.all() {
             match &mut call.state {

@@ -42,11 +42,15 @@ impl Mesh {
     }
 
     /// The owner of this answer is dead; we only know the way back.
-    fn pass_on(&mut self, now: Time, path: &ReturnPath, key: Key, outcome: Outcome) {
+    fn pass_on(&mut self, now: Time, path: &ReturnPath, key: Key, mut outcome: Outcome) {
+        if outcome.code == Code::Cancelled.number() {
+            // Not its client's wish, or nobody waits: we stopped it when we saw its chunks.
+            outcome = Outcome::error(Code::Unavailable, "the broker that owned the stream is gone");
+        }
         match path.dialect {
             Dialect::Native => {
                 self.answer_native(path, key, &outcome);
-                if outcome.chunks == 0 && outcome.code != Code::Cancelled.number() {
+                if outcome.chunks == 0 && outcome.code != Code::Unavailable.number() {
                     self.memory.put(now, key, outcome);
                 }
             }

@@ -89,7 +89,7 @@ impl Mesh {
             assigned_once: false,
             answered: false,
             lives: super::calls::LIVES,
-            patience: self.started.plus_ms(FIRST_ROUND_MS),
+            patience: self.linked.unwrap_or(now).plus_ms(FIRST_ROUND_MS),
             stale: false,
             begun: false,
         });

@@ -27,8 +27,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 use zex_spec::{
-    Address, BEAT_INTERVAL_MS, Body, BrokerId, Dialect, Incarnation, Message, Packet, PeerId,
-    PipeBeat, PipeId, WantSnapshot,
+    Address, BEAT_INTERVAL_MS, BEATS_MISSED, Body, BrokerId, Dialect, Incarnation, Message, Packet,
+    PeerId, PipeBeat, PipeId, WantSnapshot,
 };
 
 use self::calls::Calls;
@@ -161,6 +161,8 @@ pub struct Mesh {
     started: Time,
     /// When a worker pipe first answered us.
     linked: Option<Time>,
+    /// When one answered last.
+    linked_last: Time,
     ready: bool,
     /// Since when we know of every worker's end.
     vouches_from: Option<Time>,
@@ -200,6 +202,7 @@ impl Mesh {
             name,
             started: now,
             linked: None,
+            linked_last: now,
             ready: false,
             vouches_from: None,
             handled: now,
@@ -341,6 +344,7 @@ impl Mesh {
         self.pipes.insert(beat.pipe, link);
         if matches!(link, Link::Worker(_)) {
             self.linked.get_or_insert(now);
+            self.linked_last = now;
         }
     }
 
@@ -408,6 +412,15 @@ impl Mesh {
 
     /// Whether it is time to take work: a round of beats, our own echo, everybody's counts.
     fn look_ready(&mut self, now: Time) {
+        if self.linked_last.plus_ms(BEAT_INTERVAL_MS * BEATS_MISSED) <= now && self.linked.is_some()
+        {
+            // Cut off from the workers: soon they are dead to us. Others may still see them; when
+            // we are back, we begin as at a start.
+            (self.linked, self.vouches_from) = (None, None);
+            if std::mem::take(&mut self.ready) {
+                self.beat(false);
+            }
+        }
         let knows_workers = self.settings.worker_links == 0
             || self.linked.is_some_and(|at| at.plus_ms(FIRST_ROUND_MS) <= now);
         let synced = self.peers.values().all(|peer| peer.synced);

@@ -17,6 +17,8 @@ struct Stage {
     mesh: Mesh,
     sent: Vec<(Link, Packet)>,
     told: Vec<Packet>,
+    /// Whether pipes answer its beats.
+    linked: bool,
 }
 
 fn me() -> BrokerId {
@@ -51,6 +53,7 @@ impl Stage {
             mesh: Mesh::new(now, settings, me(), "b1".into()),
             sent: Vec::new(),
             told: Vec::new(),
+            linked: true,
         };
         stage.drain();
         stage.from(Link::In(0), IN_PIPE, id(0), PipeBeat { pipe: IN_PIPE });
@@ -61,7 +64,12 @@ impl Stage {
     fn drain(&mut self) {
         while let Some(action) = self.mesh.poll_action() {
             match action {
-                Action::ToPipe(link, packet) => self.sent.push((link, packet)),
+                Action::ToPipe(link, packet) => {
+                    if matches!(&packet.message, Message::BrokerBeat(_)) && self.linked {
+                        self.answer_beat(link);
+                    }
+                    self.sent.push((link, packet));
+                }
                 // What a broker tells comes back to it, too.
                 Action::ToState(packet) => {
                     self.told.push(packet.clone());
@@ -70,6 +78,13 @@ impl Stage {
                 Action::Drained => {}
             }
         }
+    }
+
+    /// A pipe answers every beat.
+    fn answer_beat(&mut self, link: Link) {
+        let pipe = if matches!(link, Link::In(_)) { IN_PIPE } else { WORKER_PIPE };
+        let packet = Self::packet(pipe, id(0), PipeBeat { pipe }, b"");
+        self.mesh.handle(self.now, Event::FromPipe(link, packet));
     }
 
     fn event(&mut self, event: Event) {
@@ -513,6 +528,23 @@ fn it_is_ready_after_a_round_of_beats_and_drains_before_it_goes() {
 }
 
 #[test]
+fn who_was_cut_off_from_the_workers_begins_again_as_at_a_start() {
+    let mut stage = Stage::new(Settings::default());
+    stage.wait_ms(3_000);
+    stage.linked = false;
+    stage.wait_ms(2_000);
+    assert!(!stage.mesh.is_ready());
+    stage.linked = true;
+    stage.wait_ms(500);
+    assert!(!stage.mesh.is_ready());
+    // What became of a call that began meanwhile is more than it can know.
+    stage.client(id(9), Call { attempt: 1, age_ms: 100, ..call(1) }, b"");
+    assert_eq!(stage.replies()[0].1, Code::Unavailable);
+    stage.wait_ms(1_000);
+    assert!(stage.mesh.is_ready());
+}
+
+#[test]
 fn an_answer_whose_owner_is_dead_is_passed_on() {
     let mut stage = Stage::new(Settings::default());
     let path = ReturnPath {
@@ -797,9 +829,12 @@ fn a_stream_whose_owner_is_dead_is_stopped_at_its_worker() {
     let peer = Bytes::copy_from_slice(&id(9).0);
     let path = ReturnPath { pipe: IN_PIPE, dialect: Dialect::Native, peer };
     let address = Address { owner: Incarnation::new("dead", 1), number: 3, path }.encode();
-    stage.worker(id(1), Chunk { address, key: key(1), number: 1 }, b"part");
+    stage.worker(id(1), Chunk { address: address.clone(), key: key(1), number: 1 }, b"part");
     let cancels = stage.kinds(|m| matches!(m, Message::Cancel(_)));
     assert_eq!(cancels, [(id(1), Cancel { key: key(1) }.into())]);
+    let reply = Reply { address, key: key(1), code: 1, message: String::new(), chunks: 1 };
+    stage.worker(id(1), reply, b"");
+    assert_eq!(stage.replies()[0].1, Code::Unavailable, "its client cancelled nothing");
 }
 
 #[test]
