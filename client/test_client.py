@@ -51,7 +51,10 @@ def arguments():
     length.add_argument("--until-stopped", action="store_true", help="go on until Ctrl-C instead")
     parser.add_argument("--parallel", type=int, default=1, help="at a time (%(default)s)")
     parser.add_argument("--deadline", type=float, default=10.0, help="of a call, s (%(default)s)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.parallel < 1:
+        parser.error("--parallel must be at least 1")
+    return options
 
 
 def group_of(user):
@@ -68,6 +71,10 @@ class Script:
         self._numbers = count(1)
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        # Set by the last thread. `join` will not do: a thread whose join was interrupted by Ctrl-C
+        # counts as ended (CPython 3.11), though it still waits for an answer.
+        self._over = threading.Event()
+        self._running = options.parallel
         self._end = time.monotonic() + options.seconds if options.seconds else None
         self.answered = self.failed = 0
 
@@ -75,27 +82,28 @@ class Script:
         """Goes on until it is done or Ctrl-C."""
         for service in (USERS, GROUPS):
             self._reflection.service(service, self._options.deadline, wait=True)
-        threads = [
-            threading.Thread(target=self._go_on, daemon=True) for _ in range(self._options.parallel)
-        ]
-        for thread in threads:
-            thread.start()
+        for _ in range(self._options.parallel):
+            threading.Thread(target=self._go_on, daemon=True).start()
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)
+            while not self._over.wait(0.2):
+                pass
         except KeyboardInterrupt:
             self._stop.set()
-            for thread in threads:
-                thread.join(2 * self._options.deadline)
+            self._over.wait(2 * self._options.deadline)
 
     def _go_on(self):
-        while (number := self._next()) is not None:
-            user_id = (number - 1) % KNOWN_USERS + 1
-            user = self._call(USERS, "Get", {"id": user_id}, f"id {user_id}")
-            if user is not None:
-                request = {"userId": user.id, "group": group_of(user)}
-                self._call(GROUPS, "Add", request, f"user {user.id} to {request['group']}")
+        try:
+            while (number := self._next()) is not None:
+                user_id = (number - 1) % KNOWN_USERS + 1
+                user = self._call(USERS, "Get", {"id": user_id}, f"id {user_id}")
+                if user is not None:
+                    request = {"userId": user.id, "group": group_of(user)}
+                    self._call(GROUPS, "Add", request, f"user {user.id} to {request['group']}")
+        finally:
+            with self._lock:
+                self._running -= 1
+                if not self._running:
+                    self._over.set()
 
     def _next(self):
         with self._lock:

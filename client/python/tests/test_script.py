@@ -84,8 +84,8 @@ def test_it_goes_on_until_it_is_stopped(mesh, attached):
         for _ in range(50):
             assert " -> " in script.stdout.readline()
         script.send_signal(signal.SIGINT)
-        script.communicate(timeout=RUN_S)
-    assert script.returncode == 0
+        rest, _ = script.communicate(timeout=RUN_S)
+    assert script.returncode == 0, rest
 
 
 def test_it_fails_in_words_without_a_mesh():
