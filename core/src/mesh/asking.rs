@@ -63,8 +63,9 @@ impl Mesh {
         let lost = entry
             .and_then(|entry| entry.last_loss)
             .is_some_and(|at| at.plus_ms(AGE_MARGIN_MS) > began);
-        // Of workers that went before we knew the workers, we know nothing.
-        let vouched = self.vouches_from.is_some_and(|at| at.plus_ms(AGE_MARGIN_MS) <= began);
+        // Of workers that went before we knew the workers, we know nothing. We were ready a moment
+        // after that (a round of beats is shorter than the wait for it), so no margin is needed.
+        let vouched = self.vouches_from.is_some_and(|at| at <= began);
         let slots = entry.map_or_else(Vec::new, |entry| entry.list.all());
         let workers = slots.iter().map(|slot| &self.registry.workers[*slot as usize]);
         let asked: BTreeSet<PeerId> =
