@@ -16,8 +16,8 @@ use zex_worker::{Request, handler};
 
 /// Calls that are underway at any time.
 const IN_FLIGHT: u64 = 50;
-/// A broker vouches for no call that began before it knew the workers: a round of beats after its
-/// start, and a second for clocks.
+/// A broker vouches for no call that began before it was ready, a round of beats after its start;
+/// this is well behind that.
 const VOUCHED: Duration = Duration::from_millis(2_500);
 
 /// Services of which each broker is home to some.
