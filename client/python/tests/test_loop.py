@@ -95,3 +95,52 @@ def test_replies_that_could_not_be_sent_are_kept_within_bytes_too():
         assert (len(end._retries), end.dropped) == (4, 2)
     finally:
         end._close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((b"a.B", "M"), {}, TypeError, "a service name is text, not bytes"),
+        (("a.B", b"M"), {}, TypeError, "a method name is text, not bytes"),
+        (("a.B", None), {}, TypeError, "a method name is text, not NoneType"),
+        (("a.B", "M", "text"), {}, TypeError, "a request is bytes .* not str"),
+        (("a.B", "M", b"", "5"), {}, TypeError, "deadline_s is a number, not str"),
+        (("a.B", "M", b"", float("inf")), {}, ValueError, "deadline_s is a finite number"),
+        (("a.B", "M", b"", float("-inf")), {}, ValueError, "deadline_s is a finite number"),
+        (("a.B", "M", b"", float("nan")), {}, ValueError, "deadline_s is a finite number"),
+        (("a.B", "M", b"", 10**400), {}, ValueError, "deadline_s is a finite number"),
+        (("a.B", "M"), {"key": bytearray(16)}, TypeError, "a key is 16 bytes, not bytearray"),
+        (("a.B", "M"), {"key": "k" * 16}, TypeError, "a key is 16 bytes, not str"),
+        (("a.B", "M"), {"key": b""}, ValueError, "a key has 16 bytes, not 0"),
+    ],
+)
+def test_wrong_arguments_are_told_their_caller_and_do_no_harm(arguments, options, error, words):
+    with zex.Client("tcp://127.0.0.1:1") as client:
+        for begin in (client.call, client.submit, client.stream):
+            with pytest.raises(error, match=words):
+                begin(*arguments, **options)
+        assert client._waiting_calls == 0
+        # Its thread lives, and calls go their way.
+        with pytest.raises(zex.Error, match="no in pipe answers"):
+            client.call("test.Nobody", "M", b"", 0.1)
+
+
+def test_names_that_are_no_text_are_told_who_registers_them():
+    end = zex.Worker("tcp://127.0.0.1:1")
+    try:
+        with pytest.raises(TypeError, match="a service name is text, not bytes"):
+            end.method(b"test.S", "M")
+        with pytest.raises(TypeError, match="a method name is text, not bytes"):
+            end.method("test.S", b"M")
+        with pytest.raises(TypeError, match="a service name is text, not bytes"):
+            end.serve(b"test.S", lambda method, request, context: request)
+    finally:
+        end._close()
+
+
+def test_an_error_takes_what_a_handler_has_at_hand():
+    error = zex.Error(5, KeyError("user 17"))
+    assert (error.code, error.message) == (Code.NOT_FOUND, "'user 17'")
+    assert zex.Error(Code.ABORTED, "x", bytearray(b"d")).details == b"d"
+    with pytest.raises(TypeError, match="the details of an error are bytes, not str"):
+        zex.Error(Code.ABORTED, "x", "details")

@@ -90,6 +90,37 @@ def test_errors_arrive_as_they_were_raised(mesh, client, new_worker):
         assert code_of(client.call, "test.Errors", "Missing") == Code.UNIMPLEMENTED
 
 
+def test_no_end_of_a_handler_costs_capacity(mesh, client, new_worker):
+    worker = new_worker(capacity=1)
+
+    class Unprintable(Exception):
+        def __str__(self):
+            raise ValueError("no text either")
+
+    class Unfinished(zex.Error):
+        def __init__(self):  # Without its base's, so without a code.
+            pass
+
+    ends = {
+        "exit": (SystemExit, (3,), Code.INTERNAL, "SystemExit: 3"),
+        "unprintable": (Unprintable, (), Code.INTERNAL, "Unprintable"),
+        "unfinished": (Unfinished, (), Code.INTERNAL, "no attribute"),
+        "wrapped": (zex.Error, (5, KeyError("user 17")), Code.NOT_FOUND, "user 17"),
+    }
+
+    @worker.method("test.Ends", "End")
+    def end(request, context):
+        kind, arguments, _, _ = ends[request.decode()]
+        raise kind(*arguments)
+
+    with serving(mesh, client, worker):
+        for name, (_, _, code, words) in ends.items():
+            with pytest.raises(zex.Error, match=words) as caught:
+                client.call("test.Ends", "End", name.encode(), 5)
+            assert caught.value.code == code
+        until(lambda: idle(mesh, client, worker), 5, "an ended call is still assigned")
+
+
 def test_an_unknown_service_is_unavailable_at_once(client):
     began = time.monotonic()
     assert code_of(client.call, "test.Nobody", "Method") == Code.UNAVAILABLE

@@ -18,6 +18,7 @@ import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
+from numbers import Real
 from typing import Any, Dict, List, Optional, Tuple
 
 from . import wire
@@ -45,6 +46,8 @@ _ACKNOWLEDGE_BYTES = 64 << 10
 #: Calls of one client that may wait at once, and the bytes of their requests.
 _MAX_CALLS = 1 << 16
 _MAX_CALL_BYTES = 256 << 20
+#: The longest deadline: it travels as milliseconds of 32 bits, 49 days.
+_MAX_DEADLINE_S = 0xFFFF_FFFF // 1_000
 
 
 class Client(Loop):
@@ -83,6 +86,9 @@ class Client(Loop):
         reply_type: Any = None,
     ) -> Any:
         """Calls a method and waits for its reply; raises `Error` if it ends otherwise.
+
+        Arguments of a wrong type or size raise `TypeError` or `ValueError` at once; `deadline_s` is
+        49 days at most.
 
         `request` is bytes, or a message with `SerializeToString`; the reply is bytes, or with
         `reply_type` a message of that type (its `FromString`). `wait`: wait for a worker, until
@@ -167,11 +173,18 @@ class Client(Loop):
             kind = type(request).__name__
             raise TypeError(f"a request is bytes or a protobuf message, not {kind}")
         body = bytes(body)
+        if key is not None and not isinstance(key, bytes):
+            raise TypeError(f"a key is 16 bytes, not {type(key).__name__}")
         if key is not None and len(key) != 16:
             raise ValueError(f"a key has 16 bytes, not {len(key)}")
+        if not isinstance(deadline_s, Real):
+            raise TypeError(f"deadline_s is a number, not {type(deadline_s).__name__}")
+        if not abs(deadline_s) <= _MAX_DEADLINE_S:  # So that nan is refused, too.
+            text = f"deadline_s is a finite number, at most {_MAX_DEADLINE_S}, not {deadline_s}"
+            raise ValueError(text)
         try:
-            wire.check_name("service", service)
-            wire.check_name("method", method)
+            wire.check_text("service", service)
+            wire.check_text("method", method)
         except Malformed as error:
             raise Error(Code.INVALID_ARGUMENT, str(error)) from None
         if len(body) > wire.MAX_BODY_BYTES:

@@ -35,14 +35,16 @@ class Code(enum.IntEnum):
 class Error(Exception):
     """How a call ended, if not well. A handler raises it to end its call so."""
 
-    def __init__(self, code: int, message: str, details: bytes = b"") -> None:
+    def __init__(self, code: int, message: object, details: bytes = b"") -> None:
+        if not isinstance(details, (bytes, bytearray, memoryview)):
+            raise TypeError(f"the details of an error are bytes, not {type(details).__name__}")
         super().__init__(code, message, details)
         #: The class of the end.
         self.code = Code(code)
-        #: One line for a person.
-        self.message = message
+        #: One line for a person; an exception that was given as one becomes its text.
+        self.message = str(message)
         #: A serialized `google.rpc.Status`, or nothing.
-        self.details = details
+        self.details = bytes(details)
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.message}"

@@ -479,6 +479,13 @@ def check_name(what: str, name: Union[str, bytes]) -> None:
         raise Malformed("name", f"a {what} name has 1 to {MAX_NAME_BYTES} bytes, not {size}")
 
 
+def check_text(what: str, name: object) -> None:
+    """A name that a caller gave: what is no text would fail much later, on the loop's thread."""
+    if not isinstance(name, str):
+        raise TypeError(f"a {what} name is text, not {type(name).__name__}")
+    check_name(what, name)
+
+
 def check_services(count: int) -> None:
     """What one worker may serve is bounded, since every broker keeps it."""
     if count > MAX_SERVICES:

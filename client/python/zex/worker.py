@@ -18,6 +18,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections import deque
 from functools import partial
 from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional
@@ -95,7 +96,7 @@ class Worker(Loop):
         if not 1 <= capacity <= _MAX_CAPACITY:
             raise ValueError(f"a capacity is 1 to {_MAX_CAPACITY}, not {capacity}")
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
-        wire.check_name("worker", self.name)
+        wire.check_text("worker", self.name)
         super().__init__(worker_pipes, random_id(), "zex-worker")
         self.capacity = capacity
         self._methods: Dict[str, Dict[str, Handler]] = {}
@@ -124,7 +125,7 @@ class Worker(Loop):
         """Decorates the handler of one method. With `request_type` (a protobuf message) it gets a
         message of that type instead of bytes."""
         self._check_service(service)
-        wire.check_name("method", method)
+        wire.check_text("method", method)
 
         def add(handler: Handler) -> Handler:
             def parsed(request: bytes, context: Context) -> Any:
@@ -151,7 +152,7 @@ class Worker(Loop):
         self._changed()
 
     def _check_service(self, service: str) -> None:
-        wire.check_name("service", service)
+        wire.check_text("service", service)
         wire.check_services(len({service, *self._methods, *self._services}))
 
     def describe(self, service: str, descriptors: bytes) -> None:
@@ -494,21 +495,26 @@ class Worker(Loop):
             self._post(partial(self._finished, run, self._handle(run)))
 
     def _handle(self, run: Run) -> Answered:
+        """What a handler gave. Nothing is raised here, `sys.exit()` neither: with its thread the
+        worker would lose a part of its capacity."""
         context = run.context
         where = f"{context.service}/{context.method}"
         try:
-            result = self._call(run, where)
-            if run.sender is None:
-                return Answered(Code.OK, "", 0, reply_bytes(result, where))
-            if isinstance(result, (bytes, bytearray)) or hasattr(result, "SerializeToString"):
-                result = [result]  # To who reads a stream, one reply is a stream of one.
-            self._stream(run, result, where)
-            return Answered(Code.OK, "", 0, b"")
-        except Error as error:
-            return bad(error)
-        except Exception as error:
+            try:
+                result = self._call(run, where)
+                if run.sender is None:
+                    return Answered(Code.OK, "", 0, reply_bytes(result, where))
+                if isinstance(result, (bytes, bytearray)) or hasattr(result, "SerializeToString"):
+                    result = [result]  # To who reads a stream, one reply is a stream of one.
+                self._stream(run, result, where)
+                return Answered(Code.OK, "", 0, b"")
+            except Error as error:
+                return bad(error)
+        except BaseException as error:
             log.exception("the handler of %s failed", where)
-            return bad(Error(Code.INTERNAL, f"the handler failed: {type(error).__name__}: {error}"))
+            # Its text may fail as well; this says so instead of raising it.
+            text = traceback.format_exception_only(type(error), error)[-1].strip()
+            return bad(Error(Code.INTERNAL, f"the handler failed: {text}"))
 
     def _call(self, run: Run, where: str) -> Any:
         context = run.context
