@@ -38,11 +38,11 @@ KNOWN_USERS = 100
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    host = os.environ.get("ZEX_IN_PIPE_HOST", "127.0.0.1")
+    hosts = os.environ.get("ZEX_IN_PIPE_HOST", "127.0.0.1").split(",")
     port = os.environ.get("ZEX_IN_PIPE_PORT", "9000")
     parser.add_argument(
         "--in-pipe",
-        default=os.environ.get("ZEX_IN_PIPE", f"tcp://{host}:{port}"),
+        default=os.environ.get("ZEX_IN_PIPE", ",".join(f"tcp://{host}:{port}" for host in hosts)),
         help="in pipes, a comma between several (ZEX_IN_PIPE; default: %(default)s)",
     )
     length = parser.add_mutually_exclusive_group()
@@ -54,6 +54,8 @@ def arguments():
     options = parser.parse_args()
     if options.parallel < 1:
         parser.error("--parallel must be at least 1")
+    if options.count < 0 or (options.seconds or 0) < 0:
+        parser.error("--count and --seconds must not be below 0")
     return options
 
 
@@ -75,7 +77,8 @@ class Script:
         # counts as ended (CPython 3.11), though it still waits for an answer.
         self._over = threading.Event()
         self._running = options.parallel
-        self._end = time.monotonic() + options.seconds if options.seconds else None
+        timed = options.seconds is not None
+        self._end = time.monotonic() + options.seconds if timed else None
         self.answered = self.failed = 0
 
     def run(self):

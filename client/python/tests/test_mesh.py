@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
+from google.protobuf import descriptor_pb2
+from google.protobuf.message import DecodeError
 from mesh import serving, until
 
 import zex
@@ -420,6 +422,56 @@ def test_a_worker_hands_out_its_descriptors(mesh, client, new_worker):
         assert client.call("zex.Pretender", "zex.Descriptors") == descriptors
         with pytest.raises(zex.Error, match="do not have it"):
             Reflection(client).service("zex.Pretender")
+
+
+def descriptors_of(*methods, reply="Old"):
+    """The descriptors of a service with these methods, from an empty message to `reply`."""
+    file = descriptor_pb2.FileDescriptorProto(name="test.proto", package="test", syntax="proto3")
+    for number, name in enumerate(["Empty", "Old", "New"]):
+        kind = descriptor_pb2.FieldDescriptorProto.TYPE_STRING
+        field = {"name": name.lower(), "number": number + 1, "type": kind, "label": 1}
+        file.message_type.add(name=name).field.add(**field)
+    service = file.service.add(name="Redeployed")
+    for method in methods:
+        service.method.add(name=method, input_type=".test.Empty", output_type=f".test.{reply}")
+    return descriptor_pb2.FileDescriptorSet(file=[file]).SerializeToString()
+
+
+def test_a_redeployed_service_is_seen(mesh, client, new_worker):
+    worker, service = new_worker(), "test.Redeployed"
+    worker.serve(service, lambda method, request, context: b"\x12\x01x")
+    worker.describe(service, descriptors_of("First", "Gone"))
+    reflection = Reflection(client)
+    with serving(mesh, client, worker):
+        assert reflection.call(service, "First").old == "x"
+        worker.describe(service, descriptors_of("First", "Second"))
+        # A method that the caller knows of, and what was fetched does not.
+        assert reflection.call(service, "Second").old == "x"
+        worker.describe(service, descriptors_of("First", reply="New"))
+
+        @worker.method(service, "First")
+        def another(request, context):
+            if not context.streams:
+                raise zex.Error(Code.UNIMPLEMENTED, "it is another by now")
+            return iter([b"\xff"])  # No message at all.
+
+        for begin in (reflection.call, lambda *call: list(reflection.stream(*call))):
+            with pytest.raises((zex.Error, DecodeError)):
+                begin(service, "First")
+            assert reflection._services == {}
+            assert reflection.method(service, "First").output_type.name == "New"
+
+
+def test_the_first_call_waits_for_its_worker_if_asked(mesh, client, new_worker):
+    worker = new_worker()
+    worker.serve("test.Redeployed", lambda method, request, context: b"\x12\x01x")
+    worker.describe("test.Redeployed", descriptors_of("First"))
+    reflection = Reflection(client)
+    assert code_of(reflection.call, "test.Redeployed", "First") == Code.UNAVAILABLE
+    with ThreadPoolExecutor(1) as caller:
+        call = caller.submit(reflection.call, "test.Redeployed", "First", None, 20, wait=True)
+        with worker:
+            assert call.result(20).old == "x"
 
 
 def test_protobuf_messages_go_in_and_come_out(mesh, client, new_worker):

@@ -60,6 +60,22 @@ def run(mesh, *arguments):
     )  # fmt: skip
 
 
+def test_no_seconds_are_no_calls(mesh, attached):
+    done = run(mesh, "--seconds", "0")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "0 answered, 0 failed" in done.stderr
+
+
+def test_several_hosts_of_in_pipes_may_be_named():
+    hosts = {"ZEX_IN_PIPE_HOST": "127.0.0.1,127.0.0.2", "ZEX_IN_PIPE_PORT": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "ZEX_IN_PIPE"}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--deadline", "1"], env={**environment, **hosts},
+        capture_output=True, text=True, timeout=RUN_S, check=False,
+    )  # fmt: skip
+    assert "no in pipe answers at tcp://127.0.0.1:1, tcp://127.0.0.2:1" in done.stderr
+
+
 def test_it_prints_an_answer_a_line(mesh, attached):
     done = run(mesh, "--count", "20", "--parallel", "4")
     assert done.returncode == 0, done.stderr
