@@ -11,8 +11,8 @@ use bytes::Bytes;
 use zex_broker::{Broker, BrokerSettings};
 use zex_plumbing::{Context, Pipe, PipeSettings, Sent, Socket, StatePipeSettings, new_peer_id};
 use zex_spec::{
-    Body, BrokerId, Call, Code, Heartbeat, Held, Key, Message, Options, PREFIX_BYTES, Packet,
-    PeerId, Register, Reply, ServiceHash, Steer,
+    Body, BrokerId, Call, Code, DEFAULT_PRIORITY, Heartbeat, Held, Key, Message, Options,
+    PREFIX_BYTES, Packet, PeerId, Register, Reply, ServiceHash, Steer,
 };
 
 const ANY_PORT: &str = "tcp://127.0.0.1:0";
@@ -158,6 +158,7 @@ fn call(service: &str, body: Bytes) -> Packet {
         attempt: 0,
         age_ms: 0,
         options: Options::IDEMPOTENT.with(Options::WAIT),
+        priority: DEFAULT_PRIORITY,
     };
     Packet::from_peer(Steer::Home(ServiceHash::of(service.as_bytes())), call, body)
 }

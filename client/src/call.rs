@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use zex_core::Time;
 use zex_core::session::client::NewCall;
-use zex_spec::{Key, Options};
+use zex_spec::{DEFAULT_PRIORITY, Key, Options};
 
 use crate::keys::random_key;
 
@@ -23,6 +23,7 @@ pub struct Call {
     key: Option<Key>,
     deadline: Duration,
     options: Options,
+    priority: u8,
 }
 
 impl Call {
@@ -39,6 +40,7 @@ impl Call {
             key: None,
             deadline: DEFAULT_DEADLINE,
             options: Options::default(),
+            priority: DEFAULT_PRIORITY,
         }
     }
 
@@ -66,6 +68,14 @@ impl Call {
         self.option(Options::WAIT, yes)
     }
 
+    /// Where calls of this service wait for a worker, those of a higher priority go first, whoever
+    /// made them: 0 to 9, and 4 if nothing is said. A higher one ends the call with
+    /// `INVALID_ARGUMENT`.
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.priority = priority;
+        self
+    }
+
     fn option(mut self, option: Options, yes: bool) -> Self {
         self.options =
             if yes { self.options.with(option) } else { Options(self.options.0 & !option.0) };
@@ -81,6 +91,7 @@ impl Call {
             body: self.body,
             deadline: now + self.deadline,
             options: self.options.with(more),
+            priority: self.priority,
         }
     }
 }

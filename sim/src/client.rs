@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use zex_core::Time;
 use zex_core::session::client::{Action, Event, Limits, NewCall, Session};
 use zex_core::session::{Messages, Path};
-use zex_spec::{Key, Options, PeerId, Status};
+use zex_spec::{Key, MAX_PRIORITY, Options, PeerId, Status};
 
 use crate::env::Env;
 use crate::ledger::{Rule, Subject};
@@ -110,6 +110,8 @@ impl ClientNode {
                 options = options.with(option);
             }
         }
+        // Every priority comes; by the key, so that no other choice depends on it.
+        let priority = key.0[0] % (MAX_PRIORITY + 1);
         let body = request(env, &key);
         let (low, high) = plan.deadline_ms;
         let deadline = env.now.plus_ms(env.chance.between(low, high));
@@ -127,7 +129,8 @@ impl ClientNode {
             self.cancels.insert((at, key));
         }
         let (service, method) = (service_name(number), "Echo".to_owned());
-        self.handle(env, Event::Call(NewCall { key, service, method, body, deadline, options }));
+        let call = NewCall { key, service, method, body, deadline, options, priority };
+        self.handle(env, Event::Call(call));
     }
 
     fn handle(&mut self, env: &mut Env, event: Event) {

@@ -124,7 +124,7 @@ impl PipeNode {
             _ => Body::Frames(frames),
         };
         let (pipe, peer) = (self.incarnation(), PeerId::default());
-        let packet = Packet { steer, pipe, peer, bounced: false, message, body };
+        let packet = Packet { steer, pipe, peer, bounced: false, full: false, message, body };
         let back = self.steer(env, packet, |pipe, packet| pipe.from_ez(packet.steer));
         match back.map(|packet| packet.message) {
             Some(Message::EzCall(call)) => {

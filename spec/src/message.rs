@@ -54,7 +54,15 @@ pub struct Call {
     pub age_ms: u32,
     /// See [`Options`].
     pub options: Options,
+    /// 0 to [`MAX_PRIORITY`], [`DEFAULT_PRIORITY`] if the caller says nothing: of the calls that wait
+    /// for a worker of one service the higher go first.
+    pub priority: u8,
 }
+
+/// The highest priority of a call: ten of them, as in most message brokers.
+pub const MAX_PRIORITY: u8 = 9;
+/// The priority of who asks for none, in the middle: there is room to be less urgent.
+pub const DEFAULT_PRIORITY: u8 = 4;
 
 /// The owner has the call; a resend may wait longer.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -263,6 +271,9 @@ pub struct Share {
     pub snapshot: bool,
     /// Assignments for each worker.
     pub counts: Vec<(PeerId, u32)>,
+    /// Since the first of the changes that it tells, microseconds: how long the others' view was out
+    /// of date when this was sent.
+    pub age_us: u32,
 }
 
 /// A broker to all brokers: `of` is asked to send a snapshot.
@@ -387,7 +398,7 @@ macro_rules! messages {
 }
 
 messages! {
-    0x01 Call [Bin16, Str, Str, Uint, Uint, Uint, Uint]: "client → broker (home)",
+    0x01 Call [Bin16, Str, Str, Uint, Uint, Uint, Uint, Uint]: "client → broker (home)",
     0x02 Cancel [Bin16]: "client → broker, broker → worker",
     0x03 Credit [Bin16, Uint]: "client → broker (owner), broker → worker",
     0x04 Accepted [Bin16]: "broker → client",
@@ -406,7 +417,7 @@ messages! {
     0x22 PipeBeat [Uint]: "pipe → broker",
     0x23 PeerGone [Bin]: "pipe → every broker",
     0x31 Hello [Str, Bool, Uint, Bool]: "broker → every broker",
-    0x32 Share [Uint, Bool, List(&Fields(&[Bin16, Uint]))]: "broker → every broker",
+    0x32 Share [Uint, Bool, List(&Fields(&[Bin16, Uint])), Uint]: "broker → every broker",
     0x33 WantSnapshot [Uint]: "broker → every broker",
     0x41 EzCall [Bin, Bin, Bin]: "in pipe → broker (home)",
     0x42 EzAnswer [Bin, Bin]: "broker → in pipe",

@@ -55,6 +55,8 @@ pub struct Packet {
     pub peer: PeerId,
     /// A pipe could not route it and gave it back.
     pub bounced: bool,
+    /// It was given back only because there was no room: whom it was for is still there.
+    pub full: bool,
     /// What it says.
     pub message: Message,
     /// What it carries.
@@ -69,6 +71,7 @@ impl Packet {
             pipe: Incarnation::NONE,
             peer: PeerId::default(),
             bounced: false,
+            full: false,
             message: message.into(),
             body: Body::Bytes(body),
         }
@@ -89,6 +92,9 @@ impl Packet {
         let mut flags = if rest.is_empty() { Flags(0) } else { Flags::MORE };
         if self.bounced {
             flags = flags.with(Flags::BOUNCED);
+            if self.full {
+                flags = flags.with(Flags::FULL);
+            }
         }
         let mut prefix = Prefix {
             kind: self.message.kind(),
@@ -148,7 +154,9 @@ impl Packet {
             return Err(Malformed::BodyTooLong { len: body.len(), limit });
         }
         let (steer, pipe, peer) = (prefix.steer, prefix.pipe, prefix.peer);
-        Ok(Self { steer, pipe, peer, bounced: prefix.flags.has(Flags::BOUNCED), message, body })
+        let bounced = prefix.flags.has(Flags::BOUNCED);
+        let full = bounced && prefix.flags.has(Flags::FULL);
+        Ok(Self { steer, pipe, peer, bounced, full, message, body })
     }
 }
 

@@ -36,6 +36,9 @@ impl Flags {
     pub const TO_OWNER: Self = Self(4);
     /// For every broker: registrations, beats, goodbyes.
     pub const TO_ALL: Self = Self(8);
+    /// With [`Flags::BOUNCED`]: whom it was for is there and takes no more for the moment. Without
+    /// it he is gone.
+    pub const FULL: Self = Self(16);
 
     /// Whether every bit of `other` is set.
     pub fn has(self, other: Self) -> bool {
@@ -147,9 +150,11 @@ pub fn stamp(frame: &mut [u8], pipe: PipeId, peer: PeerId) {
     frame[32..48].copy_from_slice(&peer.0);
 }
 
-/// Marks a frame that [`Prefix::decode`] has accepted as one that could not be routed.
-pub fn mark_bounced(frame: &mut [u8]) {
-    frame[5] |= Flags::BOUNCED.0 as u8;
+/// Marks a frame that [`Prefix::decode`] has accepted as one that could not be routed; `full`: only
+/// because there was no room.
+pub fn mark_bounced(frame: &mut [u8], full: bool) {
+    frame[5] &= !(Flags::FULL.0 as u8);
+    frame[5] |= Flags::BOUNCED.0 as u8 | if full { Flags::FULL.0 as u8 } else { 0 };
 }
 
 /// The big-endian word at `at`; the caller has checked the length.

@@ -144,6 +144,7 @@ fn messages() -> Vec<Packet> {
         attempt: 1,
         age_ms: 1_003,
         options: Options::WAIT,
+        priority: 4,
     };
     let reply =
         Reply { address: address.clone(), key, code: 5, message: "not here".into(), chunks: 0 };
@@ -151,7 +152,8 @@ fn messages() -> Vec<Packet> {
         Register { name: "w".into(), version: 1, capacity: 8, services: vec!["a.B".into(); 3] };
     let held = Held { owner: Incarnation(1 << 40), seen: 300, numbers: vec![1, 299] };
     let heartbeat = Heartbeat { version: 1, held: vec![held.clone(), held] };
-    let share = Share { sequence: 70_000, snapshot: true, counts: vec![(PeerId([3; 16]), 2); 3] };
+    let counts = vec![(PeerId([3; 16]), 2); 3];
+    let share = Share { sequence: 70_000, snapshot: true, counts, age_us: 5_000 };
     let beat = BrokerBeat { ready: true, goodbye: false };
     let body = || Bytes::from_static(b"body");
     let owner = Steer::Owner(Incarnation(5));

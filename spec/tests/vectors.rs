@@ -79,7 +79,7 @@ fn fields(message: &Message) -> Value {
         Message::Call(m) => json!({
             "key": m.key.to_string(), "service": m.service, "method": m.method,
             "deadline_ms": m.deadline_ms, "attempt": m.attempt, "age_ms": m.age_ms,
-            "options": m.options.0,
+            "options": m.options.0, "priority": m.priority,
         }),
         Message::Work(m) => json!({
             "address": hex(&m.address), "key": m.key.to_string(), "service": m.service,
@@ -120,7 +120,7 @@ fn fields(message: &Message) -> Value {
         Message::Share(m) => {
             let count = |(worker, assigned): &(PeerId, u32)| json!({ "worker": worker.to_string(), "assigned": assigned });
             let counts: Vec<_> = m.counts.iter().map(count).collect();
-            json!({ "sequence": m.sequence, "snapshot": m.snapshot, "counts": counts })
+            json!({ "sequence": m.sequence, "snapshot": m.snapshot, "counts": counts, "age_us": m.age_us })
         }
         Message::WantSnapshot(m) => json!({ "of": incarnation(m.of) }),
         Message::EzCall(m) => {
@@ -142,13 +142,14 @@ fn describe(packet: &Packet) -> Value {
         Steer::Home(hash) => json!({ "home": format!("{:016x}", hash.0) }),
         Steer::Owner(broker) => json!({ "owner": incarnation(broker) }),
     };
+    let bounced = if packet.full { json!("full") } else { json!(packet.bounced) };
     let body = match &packet.body {
         Body::Bytes(body) => json!(hex(body)),
         Body::Frames(frames) => frames.iter().map(|frame| json!(hex(frame))).collect(),
     };
     json!({
         "message": packet.message.name(), "steer": steer, "pipe": incarnation(packet.pipe),
-        "peer": packet.peer.to_string(), "bounced": packet.bounced,
+        "peer": packet.peer.to_string(), "bounced": bounced,
         "header": fields(&packet.message), "body": body,
     })
 }

@@ -78,7 +78,7 @@ def described(packet):
         "steer": "all" if to == "all" else {to: word(target)},
         "pipe": word(packet.pipe),
         "peer": packet.peer.hex(),
-        "bounced": packet.bounced,
+        "bounced": "full" if packet.full else packet.bounced,
         "header": written(packet.message),
         "body": written(packet.body),
     }

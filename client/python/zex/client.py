@@ -82,6 +82,7 @@ class Client(Loop):
         *,
         idempotent: bool = False,
         wait: bool = False,
+        priority: int = wire.DEFAULT_PRIORITY,
         key: Optional[bytes] = None,
         reply_type: Any = None,
     ) -> Any:
@@ -93,12 +94,14 @@ class Client(Loop):
         `request` is bytes, or a message with `SerializeToString`; the reply is bytes, or with
         `reply_type` a message of that type (its `FromString`). `wait`: wait for a worker, until
         the deadline, where there is none. `idempotent`: running it twice does no harm, so it may
-        be given to another worker when the first one died. `key` (16 bytes): the same for every
+        be given to another worker when the first one died. `priority`: 0 to 9, the higher goes
+        first where calls of the service wait for a worker. `key` (16 bytes): the same for every
         try of the same thing; within a minute it runs once.
         """
         future = self.submit(
-            service, method, request, deadline_s, idempotent=idempotent, wait=wait, key=key
-        )
+            service, method, request, deadline_s,
+            idempotent=idempotent, wait=wait, priority=priority, key=key,
+        )  # fmt: skip
         try:
             reply = future.result(deadline_s + GRACE_S)
         except FutureTimeout:
@@ -118,11 +121,12 @@ class Client(Loop):
         *,
         idempotent: bool = False,
         wait: bool = False,
+        priority: int = wire.DEFAULT_PRIORITY,
         key: Optional[bytes] = None,
     ) -> "Future[bytes]":
         """`call`, without waiting: a Future of the reply's bytes."""
         options = (wire.IDEMPOTENT if idempotent else 0) | (wire.WAIT if wait else 0)
-        pending = self._pending(service, method, request, deadline_s, options, key)
+        pending = self._pending(service, method, request, deadline_s, options, priority, key)
         self._begin(pending)
         return pending.future
 
@@ -134,6 +138,7 @@ class Client(Loop):
         deadline_s: float = 30.0,
         *,
         wait: bool = False,
+        priority: int = wire.DEFAULT_PRIORITY,
         key: Optional[bytes] = None,
         reply_type: Any = None,
     ) -> "Stream":
@@ -143,7 +148,7 @@ class Client(Loop):
         worker. To stop early, `close` it, or use `with`.
         """
         options = wire.STREAM | (wire.WAIT if wait else 0)
-        pending = self._pending(service, method, request, deadline_s, options, key)
+        pending = self._pending(service, method, request, deadline_s, options, priority, key)
         reader = pending.reader = Reader()
         self._begin(pending)
         consumed, cancel = partial(self._consumed, pending), partial(self._cancel, pending)
@@ -166,6 +171,7 @@ class Client(Loop):
         request: Any,
         deadline_s: float,
         options: int,
+        priority: int,
         key: Optional[bytes],
     ) -> Pending:
         body = request.SerializeToString() if hasattr(request, "SerializeToString") else request
@@ -192,11 +198,15 @@ class Client(Loop):
                 Code.INVALID_ARGUMENT,
                 f"the request has {len(body)} bytes, at most {wire.MAX_BODY_BYTES} travel",
             )
+        if not 0 <= priority <= wire.MAX_PRIORITY:
+            raise Error(
+                Code.INVALID_ARGUMENT, f"a priority is 0 to {wire.MAX_PRIORITY}, not {priority}"
+            )
         if deadline_s <= 0:
             raise Error(Code.DEADLINE_EXCEEDED, "the deadline had passed before the call")
         if len(body) >= _ACKNOWLEDGE_BYTES:
             options |= wire.ACKNOWLEDGE
-        call = wire.Call(key or random_id(), service, method, 0, 0, 0, options)
+        call = wire.Call(key or random_id(), service, method, 0, 0, 0, options, priority)
         return Pending(call, body, time.monotonic() + deadline_s)
 
     def _begin(self, pending: Pending) -> None:

@@ -47,12 +47,17 @@ MORE = 1
 BOUNCED = 2
 TO_OWNER = 4
 TO_ALL = 8
+FULL = 16
 
 # Options of a call.
 IDEMPOTENT = 1
 WAIT = 2
 STREAM = 4
 ACKNOWLEDGE = 8
+
+#: Priorities of a call: 0 to this one, the higher goes first; and the one of who asks for none.
+MAX_PRIORITY = 9
+DEFAULT_PRIORITY = 4
 
 # Knowledge of a key.
 DENIED = 0
@@ -94,6 +99,7 @@ class Call(NamedTuple):
     attempt: int
     age_ms: int
     options: int
+    priority: int = DEFAULT_PRIORITY
 
 
 class Cancel(NamedTuple):
@@ -243,6 +249,7 @@ class Share(NamedTuple):
     sequence: int
     snapshot: bool
     counts: Sequence[Count]
+    age_us: int
 
 
 class WantSnapshot(NamedTuple):
@@ -343,7 +350,7 @@ def _fields(make: Type[Any], *checks: _Check) -> _Check:
 
 
 _KINDS: Dict[int, Tuple[Type[Any], Tuple[_Check, ...]]] = {
-    0x01: (Call, (_bin16, _str, _str, _u32, _u8, _u32, _u8)),
+    0x01: (Call, (_bin16, _str, _str, _u32, _u8, _u32, _u8, _u8)),
     0x02: (Cancel, (_bin16,)),
     0x03: (Credit, (_bin16, _u32)),
     0x04: (Accepted, (_bin16,)),
@@ -362,7 +369,7 @@ _KINDS: Dict[int, Tuple[Type[Any], Tuple[_Check, ...]]] = {
     0x22: (PipeBeat, (_u64,)),
     0x23: (PeerGone, (_bin,)),
     0x31: (Hello, (_str, _bool, _u64, _bool)),
-    0x32: (Share, (_u64, _bool, _list(_fields(Count, _bin16, _u32)))),
+    0x32: (Share, (_u64, _bool, _list(_fields(Count, _bin16, _u32)), _u32)),
     0x33: (WantSnapshot, (_u64,)),
     0x41: (EzCall, (_bin, _bin, _bin)),
     0x42: (EzAnswer, (_bin, _bin)),
@@ -390,6 +397,8 @@ class Packet(NamedTuple):
     pipe: int = 0
     #: The peer at the edge; likewise.
     peer: bytes = bytes(16)
+    #: With `bounced`: whom it was for is there and takes no more for the moment.
+    full: bool = False
 
 
 def encode(packet: Packet) -> List[bytes]:
@@ -403,6 +412,7 @@ def encode(packet: Packet) -> List[bytes]:
     else:
         inline, rest = b"", [body]
     flags = (MORE if rest else 0) | (BOUNCED if packet.bounced else 0)
+    flags |= FULL if packet.bounced and packet.full else 0
     flags |= {"home": 0, "owner": TO_OWNER, "all": TO_ALL}[packet.steer.to]
     prefix = _PREFIX.pack(
         MAGIC, VERSION, _KIND_OF[type(message)], flags, 0, len(header), 0,
@@ -424,7 +434,8 @@ def decode(frames: Sequence[bytes]) -> Packet:
         steer = ALL
     else:
         steer = Steer("owner" if flags & TO_OWNER else "home", target)
-    return Packet(message, steer, body, bool(flags & BOUNCED), pipe, peer)
+    bounced = bool(flags & BOUNCED)
+    return Packet(message, steer, body, bounced, pipe, peer, bounced and bool(flags & FULL))
 
 
 def _decode_prefix(frame: bytes) -> Tuple[int, int, int, int, int, bytes]:

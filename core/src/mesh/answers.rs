@@ -101,6 +101,7 @@ impl Mesh {
     }
 
     fn broker_list(&self, now: Time) -> BrokerList {
+        let view = self.view_age();
         let own = BrokerInfo {
             id: self.me.to_string(),
             name: self.name.clone(),
@@ -110,6 +111,11 @@ impl Mesh {
             last_heard_ms: 0,
             drift: self.stats.drift,
             dropped: self.stats.dropped,
+            drifting: u32::try_from(self.drifting()).unwrap_or(u32::MAX),
+            view_picks: view.samples,
+            view_p50_ms: view.p50_ms,
+            view_p99_ms: view.p99_ms,
+            view_max_ms: view.max_ms,
         };
         let others = self.peers.iter().map(|(id, peer)| BrokerInfo {
             id: id.to_string(),
@@ -118,8 +124,7 @@ impl Mesh {
             answering: false,
             assigned: peer.counts.values().fold(0, |sum: u32, count| sum.saturating_add(*count)),
             last_heard_ms: now.since(peer.heard).as_millis() as u64,
-            drift: 0,
-            dropped: 0,
+            ..BrokerInfo::default()
         });
         BrokerList { brokers: std::iter::once(own).chain(others).collect() }
     }

@@ -17,12 +17,14 @@ use std::ops::{Index, IndexMut};
 
 use bytes::Bytes;
 use zex_spec::{
-    Address, Body, Code, Dialect, EzWork, Key, MESH_SERVICE, Options, Packet, PeerId, ReturnPath,
-    Steer, Work,
+    Address, Body, Code, Dialect, EzWork, Key, MAX_PRIORITY, MESH_SERVICE, Options, Packet, PeerId,
+    ReturnPath, Steer, Work,
 };
 
 use super::asking::Asking;
+use super::clients::ClientSlot;
 use super::memory::{Outcome, Seeded};
+use super::queue::Place;
 use super::{CallId, Edge, Mesh, Timer};
 use crate::Time;
 
@@ -64,6 +66,10 @@ pub(super) struct Call {
     pub(super) began: Time,
     pub(super) attempt: u8,
     pub(super) options: Options,
+    /// 0 to 9; the higher goes first.
+    pub(super) priority: u8,
+    /// Whose it is: who sent it first. Set when it is admitted.
+    pub(super) client: ClientSlot,
     pub(super) state: State,
     /// Workers that just refused it; forgotten after a moment.
     pub(super) avoid: Vec<PeerId>,
@@ -145,6 +151,11 @@ impl IndexMut<CallId> for Calls {
 }
 
 impl Call {
+    /// Where it stands in a queue.
+    pub(super) fn place(&self) -> Place {
+        Place { priority: self.priority, client: self.client }
+    }
+
     /// The service's name for people, and for native workers.
     pub(super) fn service_text(&self) -> String {
         String::from_utf8_lossy(&self.service).into_owned()
@@ -186,6 +197,11 @@ impl Mesh {
             let outcome = self.answer_for_itself(now, &call.method, &body);
             return self.answer_native(&path, call.key, &outcome);
         }
+        if call.priority > MAX_PRIORITY {
+            let text = format!("a priority is 0 to {MAX_PRIORITY}, not {}", call.priority);
+            let outcome = Outcome::error(Code::InvalidArgument, text);
+            return self.answer_native(&path, call.key, &outcome);
+        }
         if call.deadline_ms == 0 {
             let outcome = Outcome::error(
                 Code::DeadlineExceeded,
@@ -212,6 +228,8 @@ impl Mesh {
             began: Time(now.0.saturating_sub(u64::from(call.age_ms) * 1_000)),
             attempt: call.attempt,
             options: call.options,
+            priority: call.priority,
+            client: 0,
             state: State::Queued,
             avoid: Vec::new(),
             never: BTreeSet::new(),
@@ -239,19 +257,15 @@ impl Mesh {
         (self.calls[id].origin == Origin::Native).then_some(id)
     }
 
-    /// Puts a call into the table, or answers that the table is full.
-    pub(super) fn admit(&mut self, call: Call) -> Option<CallId> {
-        let bytes = self.held_bytes + call.body.len();
-        if self.calls.len() >= self.settings.max_calls || bytes > self.settings.max_call_bytes {
-            let text = format!(
-                "broker {} holds {} calls of {bytes} bytes, its limit",
-                self.name,
-                self.calls.len()
-            );
+    /// Puts a call into the table, or answers that the table is full, or its client's part of it.
+    pub(super) fn admit(&mut self, mut call: Call) -> Option<CallId> {
+        let bytes = call.body.len();
+        if let Some(text) = self.full_for(&call.path, bytes) {
             self.answer(&call, End::Native(Outcome::error(Code::ResourceExhausted, text)));
             return None;
         }
-        self.held_bytes = bytes;
+        call.client = self.clients.add(&call.path, bytes);
+        self.held_bytes += bytes;
         let (key, deadline) = (call.key, call.deadline);
         let id = self.calls.insert(call);
         self.keys.insert(key, id);
@@ -259,6 +273,37 @@ impl Mesh {
             self.timers.insert((deadline, Timer::Deadline(id)));
         }
         Some(id)
+    }
+
+    /// Which limit one more call of this client, with so many bytes, would be above.
+    fn full_for(&self, path: &ReturnPath, bytes: usize) -> Option<String> {
+        let (limits, name) = (&self.settings, &self.name);
+        let (calls, all_bytes) = (self.calls.len(), self.held_bytes);
+        let client = self.clients.held(path);
+        if calls >= limits.max_calls {
+            return Some(format!("broker {name} holds {calls} calls, the limit for all"));
+        }
+        if all_bytes + bytes > limits.max_call_bytes {
+            let limit = limits.max_call_bytes;
+            return Some(format!(
+                "broker {name} holds {all_bytes} bytes of requests; with these {bytes} they would \
+                 be above the limit for all, {limit}"
+            ));
+        }
+        if client.calls >= limits.client_calls {
+            let calls = client.calls;
+            return Some(format!(
+                "broker {name} holds this client's {calls} calls, the limit for one client"
+            ));
+        }
+        if client.bytes + bytes > limits.client_bytes {
+            let (has, limit) = (client.bytes, limits.client_bytes);
+            return Some(format!(
+                "broker {name} holds {has} bytes of requests of this client; with these {bytes} \
+                 they would be above the limit for one client, {limit}"
+            ));
+        }
+        None
     }
 
     /// Gives the call to the least assigned worker, or lets it wait, or says that nobody is there.
@@ -287,19 +332,15 @@ impl Mesh {
     }
 
     fn enqueue(&mut self, now: Time, id: CallId, service: usize) {
-        let call = &mut self.calls[id];
-        let entry = &mut self.registry.services[service];
-        let bytes = entry.queue.bytes + call.body.len();
-        let room =
-            entry.queue.len() < self.settings.queue_calls && bytes <= self.settings.queue_bytes;
         // What was accepted once is not thrown out by its way back.
-        if !room && !call.assigned_once {
-            let waiting = entry.queue.len();
-            let text = format!("{} has {waiting} calls waiting, the limit", call.service_text());
+        if !self.calls[id].assigned_once
+            && let Some(text) = self.no_room_in(service, &self.calls[id])
+        {
             return self.finish(now, id, Outcome::error(Code::ResourceExhausted, text));
         }
-        entry.queue.bytes = bytes;
-        entry.queue.insert(id, !call.never.is_empty());
+        let call = &mut self.calls[id];
+        let queue = &mut self.registry.services[service].queue;
+        queue.insert(id, call.place(), call.body.len(), !call.never.is_empty());
         call.queued_in = Some(service);
         self.to_pump.insert(service);
         if !call.avoid.is_empty() {
@@ -311,13 +352,29 @@ impl Mesh {
         }
     }
 
+    /// Which limit of the service's queue this call would be above.
+    fn no_room_in(&self, service: usize, call: &Call) -> Option<String> {
+        let queue = &self.registry.services[service].queue;
+        let (waiting, bytes, more) = (queue.len(), queue.bytes(), call.body.len());
+        if waiting >= self.settings.queue_calls {
+            let name = call.service_text();
+            return Some(format!("{waiting} calls wait for {name}, the limit for one service"));
+        }
+        let limit = self.settings.queue_bytes;
+        (bytes + more > limit).then(|| {
+            let name = call.service_text();
+            format!(
+                "{bytes} bytes of requests wait for {name}; with these {more} they would be above \
+                 the limit for one service, {limit}"
+            )
+        })
+    }
+
     pub(super) fn dequeue(&mut self, id: CallId) {
         let call = &mut self.calls[id];
         let Some(service) = call.queued_in.take() else { return };
-        let entry = &mut self.registry.services[service];
-        if entry.queue.remove(id) {
-            entry.queue.bytes -= call.body.len();
-        }
+        let queue = &mut self.registry.services[service].queue;
+        queue.remove(id, call.place(), call.body.len());
     }
 
     fn pick(&self, service: usize, id: CallId) -> Option<usize> {
@@ -329,23 +386,41 @@ impl Mesh {
         self.registry.services[service].list.pick(fits).map(|slot| slot as usize)
     }
 
-    /// Hands queued calls to workers that have room again.
-    pub(super) fn pump(&mut self, now: Time, service: usize) {
-        loop {
-            let Some(entry) = self.registry.services.get(service) else { return };
-            if entry.queue.is_empty() || entry.list.pick(|_| true).is_none() {
-                return;
-            }
-            let mut waiting = entry.queue.first(LOOK_BEHIND).into_iter();
-            let next = waiting.find_map(|id| self.pick(service, id).map(|slot| (id, slot)));
-            let Some((id, slot)) = next else { return };
-            self.dequeue(id);
-            if self.calls[id].stale {
-                self.ask(now, id);
-            } else {
-                self.assign(now, id, slot);
+    /// Hands queued calls to workers that have room again: one of each service, and again, because
+    /// a worker may serve several.
+    pub(super) fn pump(&mut self, now: Time) {
+        while let Some(service) = self.next_to_pump() {
+            if self.pump_one(now, service) {
+                self.to_pump.insert(service);
             }
         }
+    }
+
+    fn next_to_pump(&mut self) -> Option<usize> {
+        let behind = self.to_pump.range(self.pumped + 1..).next();
+        let service = behind.or_else(|| self.to_pump.first()).copied()?;
+        self.to_pump.remove(&service);
+        self.pumped = service;
+        Some(service)
+    }
+
+    /// Whether the service's queue has moved.
+    fn pump_one(&mut self, now: Time, service: usize) -> bool {
+        let Some(entry) = self.registry.services.get(service) else { return false };
+        if entry.queue.is_empty() || entry.list.none_has_room() {
+            return false;
+        }
+        let fits = |id| self.pick(service, id).map(|slot| (id, slot));
+        let Some((id, slot)) = entry.queue.find(LOOK_BEHIND, fits) else { return false };
+        let place = self.calls[id].place();
+        self.dequeue(id);
+        self.registry.services[service].queue.served(place);
+        if self.calls[id].stale {
+            self.ask(now, id);
+        } else {
+            self.assign(now, id, slot);
+        }
+        true
     }
 
     /// The calls of a service that has no worker any more, and that nobody wants to wait for one.
@@ -381,6 +456,7 @@ impl Mesh {
         worker.assigned.insert(number);
         let (routing, worker_id) = (worker.routing.clone(), worker.id);
         self.assignments.insert(number, id);
+        self.view.picked(now, self.peers.len());
         self.count_changed(now, slot);
         self.not_for_its_repeats(id, worker_id);
         let call = &mut self.calls[id];
@@ -412,6 +488,7 @@ impl Mesh {
                 pipe: way.pipe,
                 peer,
                 bounced: false,
+                full: false,
                 message,
                 body,
             },

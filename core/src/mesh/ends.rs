@@ -97,6 +97,7 @@ impl Mesh {
         self.dequeue(id);
         let call = self.calls.take(id);
         self.held_bytes -= call.body.len();
+        self.clients.remove(call.client, call.body.len());
         self.timers.remove(&(call.deadline, Timer::Deadline(id)));
         self.keys.remove(&call.key);
         self.forget_ez_id(id, &call);
@@ -126,6 +127,7 @@ impl Mesh {
                 call.answered = true;
                 let body = std::mem::replace(&mut call.body, Body::EMPTY);
                 self.held_bytes -= body.len();
+                self.clients.drop_body(call.client, body.len());
             }
             _ => {
                 self.release(now, id);
@@ -304,7 +306,15 @@ impl Mesh {
         let (pipe, peer) = (path.pipe, PeerId::default());
         self.send(
             link,
-            Packet { steer: Steer::Owner(self.me), pipe, peer, bounced: false, message, body },
+            Packet {
+                steer: Steer::Owner(self.me),
+                pipe,
+                peer,
+                bounced: false,
+                full: false,
+                message,
+                body,
+            },
         );
     }
 
@@ -312,7 +322,7 @@ impl Mesh {
         let peer = path.peer.as_ref().try_into().map(PeerId);
         let (Some(link), Ok(peer)) = (self.link_of(path), peer) else { return self.drop_one() };
         let (steer, pipe, body) = (Steer::Owner(self.me), path.pipe, Body::Bytes(body));
-        self.send(link, Packet { steer, pipe, peer, bounced: false, message, body });
+        self.send(link, Packet { steer, pipe, peer, bounced: false, full: false, message, body });
     }
 
     /// The socket towards a return path's pipe. A native client is at every pipe, so if its pipe

@@ -5,8 +5,8 @@ use std::hash::BuildHasher;
 
 use bytes::Bytes;
 use zex_spec::{
-    Address, Body, Code, Dialect, EZ_BEAT_INTERVAL_MS, EzCall, EzReply, Key, Options, PeerId,
-    ReturnPath,
+    Address, Body, Code, DEFAULT_PRIORITY, Dialect, EZ_BEAT_INTERVAL_MS, EzCall, EzReply, Key,
+    Options, PeerId, ReturnPath,
 };
 
 use super::calls::{Call, End, Origin, State};
@@ -82,6 +82,8 @@ impl Mesh {
             began: now,
             attempt: 0,
             options: Options::default(),
+            priority: DEFAULT_PRIORITY,
+            client: 0,
             state: State::Queued,
             avoid: Vec::new(),
             never,
@@ -140,7 +142,7 @@ impl Mesh {
             }
             call.never.insert(worker);
             if let Some(service) = call.queued_in {
-                self.registry.services[service].queue.put_aside(repeat);
+                self.registry.services[service].queue.put_aside(repeat, call.place());
             }
         }
     }

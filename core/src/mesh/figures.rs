@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use zex_spec::{BrokerId, Dialect, PeerId};
 
-use super::Mesh;
+use super::{Mesh, ViewAge};
 
 /// What a broker counts about itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,12 +45,28 @@ pub struct Tables {
     pub queued: usize,
     /// Bytes of their bodies.
     pub queued_bytes: usize,
+    /// Clients that have calls here.
+    pub clients: usize,
 }
 
 impl Mesh {
     /// What it counts about itself.
     pub fn stats(&self) -> Stats {
         self.stats
+    }
+
+    /// Assignments that we have and the last heartbeat of their worker does not list, and the other
+    /// way round. What is just underway counts, so it is seldom zero under load; if it stays it is
+    /// drift. Looks at every worker.
+    pub fn drifting(&self) -> usize {
+        let workers = self.registry.workers.iter();
+        workers.map(|(_, worker)| worker.suspects.len() + worker.strangers.len()).sum()
+    }
+
+    /// How old the view of the other brokers' shares was when picks used it, lately. Looks at some
+    /// dozens of sums.
+    pub fn view_age(&self) -> ViewAge {
+        self.view.age()
     }
 
     /// Our assignments at each live worker, for the simulator's checkers and for metrics.
@@ -83,7 +99,8 @@ impl Mesh {
             ez_ids: self.ez_ids.len(),
             held_bytes: self.held_bytes,
             queued: queues().map(|service| service.queue.len()).sum(),
-            queued_bytes: queues().map(|service| service.queue.bytes).sum(),
+            queued_bytes: queues().map(|service| service.queue.bytes()).sum(),
+            clients: self.clients.len(),
         }
     }
 

@@ -12,15 +12,18 @@
 mod answers;
 mod asking;
 mod calls;
+mod clients;
 mod ends;
 mod ez;
 mod figures;
 mod memory;
 mod peers;
 mod pick;
+mod queue;
 mod registry;
 #[cfg(test)]
 mod tests;
+mod view;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -32,10 +35,13 @@ use zex_spec::{
 };
 
 use self::calls::Calls;
+use self::clients::Clients;
 pub use self::figures::{Load, Stats, Tables};
 use self::memory::{Memory, Seeded};
 use self::peers::{Peer, Shares};
 use self::registry::Registry;
+use self::view::View;
+pub use self::view::ViewAge;
 use crate::Time;
 
 /// A call's number at its home; it grows with the arrival.
@@ -58,6 +64,10 @@ pub struct Settings {
     pub queue_calls: usize,
     /// Bytes of their bodies.
     pub queue_bytes: usize,
+    /// Calls of one client that are queued or assigned.
+    pub client_calls: usize,
+    /// Bytes of their bodies.
+    pub client_bytes: usize,
     /// How long the answers of keyed calls are remembered, milliseconds.
     pub memory_ms: u64,
     /// Bytes of those answers; the oldest go first.
@@ -75,10 +85,13 @@ impl Default for Settings {
             in_links: 1,
             worker_links: 1,
             state: true,
+            // Half of it for one service, and half of that for one client: none fills it alone.
             max_calls: 200_000,
             max_call_bytes: 512 << 20,
             queue_calls: 100_000,
-            queue_bytes: 128 << 20,
+            queue_bytes: 256 << 20,
+            client_calls: 50_000,
+            client_bytes: 128 << 20,
             memory_ms: 60_000,
             memory_bytes: 128 << 20,
             seed: 0,
@@ -179,16 +192,20 @@ pub struct Mesh {
     /// Calls by the number of their assignment.
     assignments: HashMap<u64, CallId, Seeded>,
     ez_ids: HashMap<Bytes, BTreeSet<CallId>, Seeded>,
+    clients: Clients,
     held_bytes: usize,
     next_number: u64,
     next_ez_key: u64,
     memory: Memory,
     peers: BTreeMap<BrokerId, Peer>,
     shares: Shares,
+    view: View,
     pipes: BTreeMap<PipeId, Link>,
     timers: BTreeSet<(Time, Timer)>,
     /// Services whose queue may move; looked at when an event is done.
     to_pump: BTreeSet<usize>,
+    /// The one that was looked at last.
+    pumped: usize,
     actions: VecDeque<Action>,
     stats: Stats,
 }
@@ -214,18 +231,21 @@ impl Mesh {
             keys: HashMap::with_hasher(seeded),
             assignments: HashMap::with_hasher(seeded),
             ez_ids: HashMap::with_hasher(seeded),
+            clients: Clients::new(settings.seed),
             held_bytes: 0,
             next_number: 1,
             next_ez_key: 1,
             memory: Memory::new(settings.memory_ms, settings.memory_bytes, settings.seed),
             peers: BTreeMap::new(),
             shares: Shares::default(),
+            view: View::new(now),
             pipes: BTreeMap::new(),
             timers: BTreeSet::from([
                 (now.plus_ms(BEAT_INTERVAL_MS), Timer::Beat),
                 (now.plus_ms(SWEEP_MS), Timer::Sweep),
             ]),
             to_pump: BTreeSet::new(),
+            pumped: 0,
             actions: VecDeque::new(),
             stats: Stats::default(),
             settings,
@@ -253,9 +273,7 @@ impl Mesh {
                 self.fire(now, timer);
             }
         }
-        while let Some(service) = self.to_pump.pop_first() {
-            self.pump(now, service);
-        }
+        self.pump(now);
         if self.draining && !self.drained && self.calls.len() == 0 {
             self.drained = true;
             self.beat(true);
@@ -399,7 +417,7 @@ impl Mesh {
                 self.look_ready(now);
                 self.timers.insert((now.plus_ms(SWEEP_MS), Timer::Sweep));
             }
-            Timer::Share => self.share(),
+            Timer::Share => self.share(now),
             Timer::Deadline(id) => self.deadline(now, id),
             Timer::Ask(id) => self.ask_timed_out(now, id),
             Timer::Retry(id) => self.retry(id),

@@ -4,6 +4,7 @@
 //! takes its share with it. That is why they cannot drift.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use bytes::Bytes;
 use zex_spec::{
@@ -20,8 +21,12 @@ use crate::Time;
 const SHARE_MS: u64 = 5;
 /// Brokers that one knows at most: a mesh has a handful, the bound is against who makes them up.
 const MAX_PEERS: usize = 1_024;
-/// Workers of which one broker's share may speak; more than a share's header can name at once.
+/// Workers of which one broker's shares may speak: several times what a mesh has, and no more than
+/// some megabytes for who makes them up.
 const MAX_COUNTS: usize = 65_536;
+/// Workers that one share names; at 24 bytes each a sixth of what a header may have, so that other
+/// messages need not wait long behind it.
+const MAX_SHARE_COUNTS: usize = 8_192;
 /// A snapshot that was asked for may be asked for again after this long.
 const ASK_AGAIN_MS: u64 = 200;
 
@@ -34,6 +39,8 @@ pub(super) struct Peer {
     /// Its counts by worker; exact up to `sequence`.
     pub(super) counts: HashMap<PeerId, u32, Seeded>,
     sequence: u64,
+    /// When its last share was heard.
+    shared: Time,
     /// Whether a snapshot was had, so that numbered shares make sense.
     pub(super) synced: bool,
     asked: Option<Time>,
@@ -47,6 +54,8 @@ pub(super) struct Shares {
     sequence: u64,
     snapshot_due: bool,
     timer: Option<Time>,
+    /// Since when there is something to tell.
+    since: Time,
     /// When our own hello was last heard.
     pub(super) echo: Option<Time>,
 }
@@ -74,8 +83,10 @@ impl Mesh {
     pub(super) fn on_state(&mut self, now: Time, packet: Packet) {
         let Steer::Owner(from) = packet.steer else { return self.drop_one() };
         if from == self.me {
-            if matches!(packet.message, Message::Hello(_)) {
-                self.shares.echo = Some(now);
+            match packet.message {
+                Message::Hello(_) => self.shares.echo = Some(now),
+                Message::Share(share) => self.view.came_back(now, share.sequence),
+                _ => {}
             }
             return;
         }
@@ -117,7 +128,12 @@ impl Mesh {
         if share.snapshot && peer.synced && share.sequence < peer.sequence {
             return;
         }
+        // After a gap nobody knows when what was lost had changed.
+        let age = next.then(|| Duration::from_micros(u64::from(share.age_us)));
+        let known = std::mem::replace(&mut peer.shared, now);
         (peer.sequence, peer.synced) = (share.sequence, true);
+        self.view.updated(now, known, age);
+        let Some(peer) = self.peers.get(&from) else { return };
         let mut changes: Vec<(PeerId, u32)> = share.counts;
         if share.snapshot {
             let listed: BTreeSet<PeerId> = changes.iter().map(|(worker, _)| *worker).collect();
@@ -163,6 +179,7 @@ impl Mesh {
                 heard: now,
                 counts: HashMap::with_hasher(Seeded(self.settings.seed)),
                 sequence: 0,
+                shared: now,
                 synced: false,
                 asked: None,
             };
@@ -205,13 +222,13 @@ impl Mesh {
     pub(super) fn share_soon(&mut self, now: Time) {
         if self.shares.timer.is_none() {
             let at = now.plus_ms(SHARE_MS);
-            self.shares.timer = Some(at);
+            (self.shares.timer, self.shares.since) = (Some(at), now);
             self.timers.insert((at, Timer::Share));
         }
     }
 
     /// Tells what changed, or everything if somebody asked for it.
-    pub(super) fn share(&mut self) {
+    pub(super) fn share(&mut self, now: Time) {
         self.shares.timer = None;
         let snapshot = std::mem::take(&mut self.shares.snapshot_due);
         let dirty = std::mem::take(&mut self.shares.dirty);
@@ -234,8 +251,19 @@ impl Mesh {
             return;
         }
         counts.sort_unstable();
+        // More than one header holds comes in several shares, one number after the other. Only the
+        // first is a snapshot, which begins anew; the others add to it.
+        let mut parts = counts.chunks(MAX_SHARE_COUNTS);
+        let first = parts.next().unwrap_or_default();
+        self.tell_share(now, snapshot, first.to_vec());
+        parts.for_each(|part| self.tell_share(now, false, part.to_vec()));
+    }
+
+    fn tell_share(&mut self, now: Time, snapshot: bool, counts: Vec<(PeerId, u32)>) {
         self.shares.sequence += 1;
-        let share = Share { sequence: self.shares.sequence, snapshot, counts };
-        self.tell(share);
+        let (sequence, age) = (self.shares.sequence, now.since(self.shares.since));
+        self.view.sent(now, sequence);
+        let age_us = u32::try_from(age.as_micros()).unwrap_or(u32::MAX);
+        self.tell(Share { sequence, snapshot, counts, age_us });
     }
 }

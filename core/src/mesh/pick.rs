@@ -44,6 +44,11 @@ impl LeastAssigned {
         self.nodes.len() - self.free.len()
     }
 
+    /// Whether every worker is parked.
+    pub(super) fn none_has_room(&self) -> bool {
+        self.levels.is_empty()
+    }
+
     /// A new worker, parked.
     pub(super) fn join(&mut self, worker: u32) -> Seat {
         let node = Node { worker, level: None, prev: NOBODY, next: NOBODY };

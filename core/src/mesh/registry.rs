@@ -9,9 +9,10 @@ use bytes::Bytes;
 use slab::Slab;
 use zex_spec::{Dialect, PeerId, PipeId};
 
+use super::Link;
 use super::memory::Seeded;
 use super::pick::{LeastAssigned, Seat};
-use super::{CallId, Link};
+use super::queue::Queue;
 use crate::Time;
 
 /// A way to a worker: through which pipe, and when it was last heard there.
@@ -76,59 +77,6 @@ impl Worker {
         self.paths.retain(|known| known.pipe != path.pipe);
         self.paths.push(path);
         self.heard = path.heard;
-    }
-}
-
-/// Calls that wait for a worker, oldest first. EZ repeats, which some workers must not see, wait
-/// aside: they may find no worker for a minute, and nobody is to wait behind them.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    in_turn: BTreeSet<CallId>,
-    aside: BTreeSet<CallId>,
-    pub(super) bytes: usize,
-}
-
-impl Queue {
-    pub(super) fn len(&self) -> usize {
-        self.in_turn.len() + self.aside.len()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Whether a new call would overtake nobody.
-    pub(super) fn none_in_turn(&self) -> bool {
-        self.in_turn.is_empty()
-    }
-
-    pub(super) fn insert(&mut self, id: CallId, aside: bool) {
-        if aside {
-            self.aside.insert(id)
-        } else {
-            self.in_turn.insert(id)
-        };
-    }
-
-    /// Whether it was there.
-    pub(super) fn remove(&mut self, id: CallId) -> bool {
-        self.in_turn.remove(&id) || self.aside.remove(&id)
-    }
-
-    /// It has become a repeat of one that runs.
-    pub(super) fn put_aside(&mut self, id: CallId) {
-        if self.in_turn.remove(&id) {
-            self.aside.insert(id);
-        }
-    }
-
-    /// The first few that a free worker may take, those in turn before those aside.
-    pub(super) fn first(&self, few: usize) -> Vec<CallId> {
-        self.in_turn.iter().take(few).chain(self.aside.iter().take(few)).copied().collect()
-    }
-
-    pub(super) fn all(&self) -> Vec<CallId> {
-        self.in_turn.union(&self.aside).copied().collect()
     }
 }
 

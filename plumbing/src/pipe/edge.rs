@@ -324,7 +324,7 @@ impl Edge {
 
     fn packet(&self, steer: Steer, message: Message, body: Vec<Bytes>) -> Packet {
         let (pipe, peer, body) = (self.id, PeerId::default(), Body::Frames(body));
-        Packet { steer, pipe, peer, bounced: false, message, body }
+        Packet { steer, pipe, peer, bounced: false, full: false, message, body }
     }
 
     fn ez_error(&mut self, who: &[u8], id: Bytes, text: &'static str) {
@@ -359,7 +359,7 @@ impl Edge {
 /// Gives a native message back to who sent it.
 fn bounce(to: &Socket, who: &[u8], frames: &mut Frames, report: &mut Report) {
     if let Some(first) = frames.first_mut().filter(|first| first.len() >= PREFIX_BYTES) {
-        mark_bounced(first);
+        mark_bounced(first, false);
     }
     let sent = match to.address(who) {
         Sent::Sent => to.forward(frames.drain(..)),

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use zex_plumbing::{Context, Pipe, Sent, Socket, new_peer_id};
 use zex_spec::{
-    Body, BrokerBeat, BrokerId, Call, Incarnation, Key, Message, Options, Packet, PeerId,
-    ServiceHash, Steer,
+    Body, BrokerBeat, BrokerId, Call, DEFAULT_PRIORITY, Incarnation, Key, Message, Options, Packet,
+    PeerId, ServiceHash, Steer,
 };
 
 /// A deadline that only a failure reaches.
@@ -36,6 +36,7 @@ pub(crate) fn call(service: &str, body: Bytes) -> Packet {
         attempt: 0,
         age_ms: 0,
         options: Options::default(),
+        priority: DEFAULT_PRIORITY,
     };
     Packet::from_peer(Steer::Home(named(service)), call, body)
 }

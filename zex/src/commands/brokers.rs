@@ -21,12 +21,23 @@ pub(crate) async fn run(BrokersArgs { listing }: BrokersArgs) -> anyhow::Result<
     if listing.json {
         return output::json_lines("BrokerInfo", &brokers);
     }
-    let mut table =
-        Table::new(["BROKER", "ID", "STATE", "#ASSIGNED", "#LAST HEARD", "#DRIFT", "#DROPPED"]);
+    let mut table = Table::new([
+        "BROKER",
+        "ID",
+        "STATE",
+        "#ASSIGNED",
+        "#LAST HEARD",
+        "#DRIFT",
+        "#VIEW AGE P99",
+        "#DROPPED",
+    ]);
     for broker in brokers {
         // Only the one that answers knows these of itself.
         let own = |count: u64| if broker.answering { count.to_string() } else { String::new() };
         let (drift, dropped) = (own(broker.drift), own(broker.dropped));
+        // Without other brokers there is no view that could be old.
+        let used = broker.answering && broker.view_picks > 0;
+        let view = if used { passed(broker.view_p99_ms) } else { String::new() };
         let state = match (broker.ready, broker.answering) {
             (true, true) => "ready, answers",
             (true, false) => "ready",
@@ -34,7 +45,7 @@ pub(crate) async fn run(BrokersArgs { listing }: BrokersArgs) -> anyhow::Result<
         };
         let heard = if broker.answering { String::new() } else { passed(broker.last_heard_ms) };
         let assigned = broker.assigned.to_string();
-        table.row([broker.name, broker.id, state.into(), assigned, heard, drift, dropped]);
+        table.row([broker.name, broker.id, state.into(), assigned, heard, drift, view, dropped]);
     }
     table.print()?;
     Ok(())

@@ -20,8 +20,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use zex_spec::{
-    BrokerId, Call, Cancel, Code, Key, MAX_BODY_BYTES, MAX_NAME_BYTES, MESH_SERVICE, Options,
-    Packet, ServiceHash, Status, Steer,
+    BrokerId, Call, Cancel, Code, Key, MAX_BODY_BYTES, MAX_NAME_BYTES, MAX_PRIORITY, MESH_SERVICE,
+    Options, Packet, ServiceHash, Status, Steer,
 };
 
 use super::receiver::{Receiver, SILENCE_MS};
@@ -80,6 +80,8 @@ pub struct NewCall {
     pub deadline: Time,
     /// How it wants to be treated.
     pub options: Options,
+    /// 0 to [`MAX_PRIORITY`]: which calls that wait for a worker go first.
+    pub priority: u8,
 }
 
 /// What happens to a client.
@@ -240,6 +242,7 @@ impl Session {
             attempt: 0,
             age_ms: 0,
             options,
+            priority: new.priority,
         };
         let pending = Pending {
             call,
@@ -273,6 +276,10 @@ impl Session {
                 "the request has {} bytes, at most {MAX_BODY_BYTES} travel",
                 new.body.len()
             );
+            return fail(Code::InvalidArgument, text);
+        }
+        if new.priority > MAX_PRIORITY {
+            let text = format!("a priority is 0 to {MAX_PRIORITY}, not {}", new.priority);
             return fail(Code::InvalidArgument, text);
         }
         if self.calls.len() >= self.limits.calls {

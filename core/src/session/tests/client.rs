@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use zex_spec::{
-    Accepted, Body, BrokerDown, Cancel, Chunk, Code, Credit, INITIAL_CREDIT_BYTES, MAX_BODY_BYTES,
-    MESH_SERVICE, Message, Options, Packet, Reply, ServiceHash, Status, Steer,
+    Accepted, Body, BrokerDown, Cancel, Chunk, Code, Credit, DEFAULT_PRIORITY,
+    INITIAL_CREDIT_BYTES, MAX_BODY_BYTES, MESH_SERVICE, Message, Options, Packet, Reply,
+    ServiceHash, Status, Steer,
 };
 
 use super::super::Path;
@@ -19,6 +20,7 @@ fn call(n: u8, deadline_ms: u64, options: Options) -> Event {
         body: Bytes::from_static(b"request"),
         deadline: at(deadline_ms),
         options,
+        priority: DEFAULT_PRIORITY,
     })
 }
 

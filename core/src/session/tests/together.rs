@@ -236,6 +236,7 @@ impl World {
                 body: Bytes::new(),
                 deadline: world.now.plus_ms(DEADLINE_MS),
                 options,
+                priority: zex_spec::DEFAULT_PRIORITY,
             };
             world.client.handle(world.now, client::Event::Call(new));
             world.drain();

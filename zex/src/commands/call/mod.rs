@@ -15,7 +15,7 @@ use prost_reflect::MethodDescriptor;
 use serde_json::json;
 use zex_client::{Call, Client, Code, Status};
 use zex_spec::proto::ServiceList;
-use zex_spec::{DESCRIPTORS_METHOD, MESH_SERVICE};
+use zex_spec::{DEFAULT_PRIORITY, DESCRIPTORS_METHOD, MAX_PRIORITY, MESH_SERVICE};
 
 use crate::failure::CallFailed;
 use crate::methods::{self, Service};
@@ -53,8 +53,12 @@ pub(crate) struct CallArgs {
     /// Running it twice does no harm: the mesh may give it to a second worker if the first dies
     #[arg(long)]
     idempotent: bool,
+    /// 0 to 9: where requests wait for a worker, those of a higher priority go first
+    #[arg(long, value_name = "0-9", default_value_t = DEFAULT_PRIORITY)]
+    #[arg(value_parser = clap::value_parser!(u8).range(..=i64::from(MAX_PRIORITY)))]
+    priority: u8,
     /// Speak the protocol of 2020
-    #[arg(long, conflicts_with_all = ["wait", "idempotent", "json"])]
+    #[arg(long, conflicts_with_all = ["wait", "idempotent", "priority", "json"])]
     ez: bool,
     /// The list of methods as JSON, one a line
     #[arg(long)]
@@ -94,6 +98,7 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<()> {
     let call = Call::new(service, method.name(), body)
         .deadline(until.saturating_duration_since(Instant::now()))
         .wait_for_worker(args.wait)
+        .priority(args.priority)
         .idempotent(args.idempotent);
     make(&reach.client, call, &method).await
 }

@@ -1,0 +1,149 @@
+//! Several brokers: shares, readiness, pauses, drains.
+
+use super::*;
+
+#[test]
+fn what_waits_here_is_forgotten_when_another_broker_has_a_later_attempt() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 1);
+    (1..=3).for_each(|n| stage.client(id(9), Call { attempt: n - 1, ..call(n) }, b""));
+    let other = Steer::Owner(Incarnation::new("b2", 1));
+    // 1 runs, 2 waits with the attempt that is asked about, 3 has just been asked about here.
+    for (n, attempt) in [(1, 9), (2, 1), (3, 9)] {
+        let packet = Packet::from_peer(other, Ask { key: key(n), attempt }, Bytes::new());
+        stage.event(Event::FromState(packet));
+    }
+    assert_eq!((stage.mesh.held_calls(), stage.replies().len()), (2, 0));
+}
+
+#[test]
+fn who_comes_back_from_a_pause_begins_nothing_that_it_had_before() {
+    let hello = |n| Hello { name: "b2".into(), ready: true, sequence: n, goodbye: false };
+    let mut stage = Stage::new(Settings::default());
+    stage.wait_ms(1_000);
+    stage.register(id(1), 1);
+    let mut packet =
+        Packet::from_peer(Steer::Owner(Incarnation::new("b2", 1)), hello(0), Bytes::new());
+    stage.event(Event::FromState(packet.clone()));
+    (1..=2).for_each(|n| stage.client(id(9), call(n), b""));
+    let (_, first) = stage.works().remove(0);
+    // Stopped for 3 s: another broker was home meanwhile. The worker is no deader than before.
+    stage.now = stage.now.plus_ms(3_000);
+    packet.message = hello(0).into();
+    stage.event(Event::FromState(packet));
+    assert!(!stage.mesh.is_ready() && stage.mesh.loads().count() == 1);
+    // What waited here, and what waited in the socket, is asked about.
+    stage.answer(id(1), &first, b"one");
+    stage.client(id(9), call(3), b"");
+    let asks = stage.kinds(|m| matches!(m, Message::Ask(_)));
+    assert_eq!((asks.len(), stage.works().len(), stage.replies().len()), (2, 0, 1));
+    // Nobody has it: not begun, and not answered; its client sends it again.
+    stage.worker(id(1), Answer { key: key(2), knowledge: Knowledge::DENIED }, b"");
+    // Somebody has it: joined.
+    stage.worker(id(1), Answer { key: key(3), knowledge: Knowledge::HELD }, b"");
+    let works: Vec<Key> = stage.works().into_iter().map(|(_, work)| work.key).collect();
+    assert_eq!((works, stage.replies().len(), stage.mesh.held_calls()), (vec![key(3)], 0, 1));
+}
+
+#[test]
+fn shares_count_in_the_pick_and_go_with_their_epoch() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 10);
+    stage.register(id(2), 10);
+    let other = Incarnation::new("b2", 1);
+    let say = |stage: &mut Stage, message: Message| {
+        let packet = Packet::from_peer(Steer::Owner(other), message, Bytes::new());
+        stage.event(Event::FromState(packet));
+    };
+    let hello = |sequence| Hello { name: "b2".into(), ready: true, sequence, goodbye: false };
+    say(&mut stage, hello(4).into());
+    let wanted = |stage: &Stage| {
+        stage.told.iter().filter(|p| p.message == WantSnapshot { of: other }.into()).count()
+    };
+    assert_eq!(wanted(&stage), 1);
+    say(
+        &mut stage,
+        Share { sequence: 4, snapshot: true, counts: vec![(id(1), 5)], age_us: 0 }.into(),
+    );
+    stage.client(id(9), call(1), b"");
+    assert_eq!(stage.works()[0].0, id(2));
+    // A gap is asked about, and does not count meanwhile.
+    stage.wait_ms(300);
+    say(
+        &mut stage,
+        Share { sequence: 6, snapshot: false, counts: vec![(id(1), 0)], age_us: 0 }.into(),
+    );
+    assert_eq!(wanted(&stage), 2);
+    stage.client(id(9), call(2), b"");
+    assert_eq!(stage.works()[0].0, id(2));
+    // A later epoch of the same broker takes the share of the earlier away.
+    let packet = Packet::from_peer(Steer::Owner(Incarnation::new("b2", 2)), hello(0), Bytes::new());
+    stage.event(Event::FromState(packet));
+    stage.client(id(9), call(3), b"");
+    assert_eq!(stage.works()[0].0, id(1));
+}
+
+#[test]
+fn it_is_ready_after_a_round_of_beats_and_drains_before_it_goes() {
+    let mut stage = Stage::new(Settings::default());
+    assert!(!stage.mesh.is_ready());
+    stage.wait_ms(800);
+    assert!(stage.mesh.is_ready());
+    stage.register(id(1), 1);
+    stage.client(id(9), call(1), b"");
+    // For this one there is no worker, and it would wait for one. Others may; who leaves does not.
+    let waits = Call { service: "pkg.Else".into(), options: Options::WAIT, ..call(2) };
+    stage.client(id(9), waits, b"");
+    stage.event(Event::Drain);
+    assert!(!stage.mesh.is_ready() && !stage.mesh.drained);
+    let work = stage.works().remove(0).1;
+    stage.answer(id(1), &work, b"");
+    stage.wait_ms(200);
+    assert!(stage.mesh.drained);
+    assert_eq!(stage.replies().len(), 1);
+    let goodbye = BrokerBeat { ready: false, goodbye: true };
+    assert_eq!(
+        stage.kinds(|m| matches!(m, Message::BrokerBeat(b) if b.goodbye)).len(),
+        2,
+        "{goodbye:?}"
+    );
+}
+
+#[test]
+fn who_was_cut_off_from_the_workers_begins_again_as_at_a_start() {
+    let mut stage = Stage::new(Settings::default());
+    stage.wait_ms(3_000);
+    stage.linked = false;
+    stage.wait_ms(2_000);
+    assert!(!stage.mesh.is_ready());
+    stage.linked = true;
+    stage.wait_ms(500);
+    assert!(!stage.mesh.is_ready());
+    // What became of a call that began meanwhile is more than it can know.
+    stage.client(id(9), Call { attempt: 1, age_ms: 100, ..call(1) }, b"");
+    assert_eq!(stage.replies()[0].1, Code::Unavailable);
+    stage.wait_ms(1_000);
+    assert!(stage.mesh.is_ready());
+}
+
+#[test]
+fn numbers_without_sense_from_the_state_port_harm_nobody() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 10);
+    for n in 1..=2 {
+        let other = Incarnation::new(&format!("b{}", n + 1), 1);
+        let counts = vec![(id(1), u32::MAX)];
+        let share = Share { sequence: u64::MAX, snapshot: true, counts, age_us: u32::MAX };
+        let packet = Packet::from_peer(Steer::Owner(other), share.clone(), Bytes::new());
+        stage.event(Event::FromState(packet));
+        let next = Packet::from_peer(
+            Steer::Owner(other),
+            Share { sequence: 0, snapshot: false, ..share },
+            Bytes::new(),
+        );
+        stage.event(Event::FromState(next));
+    }
+    let ask = Call { service: MESH_SERVICE.into(), method: "Brokers".into(), ..call(1) };
+    stage.client(id(9), ask, b"");
+    assert_eq!(stage.replies()[0].1, Code::Ok);
+}

@@ -1,0 +1,125 @@
+//! Workers that refuse, lose, leave and die; counts that heal.
+
+use super::*;
+
+#[test]
+fn a_dead_workers_calls_are_unavailable_or_run_again_if_idempotent() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 10);
+    stage.client(id(9), call(1), b"");
+    stage.client(id(9), Call { options: Options::IDEMPOTENT, ..call(2) }, b"");
+    assert_eq!(stage.works().len(), 2);
+    for _ in 0..4 {
+        stage.wait_ms(400);
+        stage.register(id(2), 10);
+    }
+    assert_eq!(stage.replies(), [(id(9), Code::Unavailable, Bytes::new())]);
+    let works = stage.works();
+    assert_eq!((works.len(), works[0].0), (1, id(2)));
+    stage.answer(id(2), &works[0].1, b"");
+    stage.idle();
+}
+
+#[test]
+fn busy_and_bounced_work_goes_elsewhere() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 10);
+    stage.register(id(2), 10);
+    stage.client(id(9), call(1), b"");
+    let (to, work) = stage.works().remove(0);
+    stage.worker(to, Busy { address: work.address.clone(), key: key(1) }, b"");
+    let (then, work) = stage.works().remove(0);
+    assert_ne!(then, to);
+    let mut bounced = Stage::packet(WORKER_PIPE, then, work, b"");
+    bounced.bounced = true;
+    stage.event(Event::FromPipe(Link::Worker(0), bounced));
+    stage.wait_ms(100);
+    assert_eq!(stage.works()[0].0, to, "the other one has lapsed, this one was only busy");
+    assert!(stage.replies().is_empty());
+}
+
+#[test]
+fn heartbeats_heal_the_counts() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 10);
+    (1..=3).for_each(|n| stage.client(id(9), call(n), b""));
+    stage.works();
+    // It has seen 1 and 2 and holds only 2; 3 never arrived. So it is asked about 1 and 3.
+    let mut asked = Vec::new();
+    for _ in 0..4 {
+        let held = vec![Held { owner: me(), seen: 2, numbers: vec![2] }];
+        stage.worker(id(1), Heartbeat { version: 1, held }, b"");
+        for (_, message) in stage.kinds(|m| matches!(m, Message::Ask(_))) {
+            let Message::Ask(ask) = message else { continue };
+            let first = ask.key == key(1);
+            let knowledge = if first { Knowledge::HELD } else { Knowledge::DENIED };
+            stage.worker(id(1), Answer { key: ask.key, knowledge }, b"");
+            asked.push(ask.key);
+        }
+        stage.wait_ms(500);
+    }
+    // Both are sent again: the one for its answer, the other to be begun.
+    assert_eq!(asked, [key(1), key(3)]);
+    let again: Vec<Key> = stage.works().into_iter().map(|(_, work)| work.key).collect();
+    assert_eq!((again, stage.replies().len()), (vec![key(1), key(3)], 0));
+    assert_eq!(stage.mesh.stats().drift, 2);
+}
+
+#[test]
+fn what_a_worker_holds_for_an_owner_that_gave_it_up_still_counts() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 10);
+    stage.register(id(2), 10);
+    for _ in 0..2 {
+        for worker in [id(1), id(2)] {
+            let numbers = if worker == id(1) { vec![7, 8] } else { vec![] };
+            let held = vec![Held { owner: me(), seen: 8, numbers }];
+            stage.worker(worker, Heartbeat { version: 1, held }, b"");
+        }
+        stage.wait_ms(500);
+    }
+    (1..=2).for_each(|n| stage.client(id(9), call(n), b""));
+    assert!(stage.works().iter().all(|(worker, _)| *worker == id(2)));
+    assert_eq!(stage.mesh.loads().map(|load| load.level).collect::<Vec<_>>(), [2, 2]);
+}
+
+#[test]
+fn a_full_way_is_left_alone_for_a_moment_whatever_stands_behind_it() {
+    let mut stage = Stage::new(Settings::default());
+    let worker = |n: u16| {
+        let mut id = [7; 16];
+        id[..2].copy_from_slice(&n.to_be_bytes());
+        PeerId(id)
+    };
+    (0..500).for_each(|n| stage.register(worker(n), 4));
+    let mut refusals = 0;
+    for n in 0..200 {
+        stage.client(id(9), call(n), b"");
+        while let Some((link, packet)) = stage.sent.pop() {
+            if matches!(packet.message, Message::Work(_)) {
+                refusals += 1;
+                stage.event(Event::Refused(link, packet));
+            }
+        }
+    }
+    assert_eq!(refusals, 1, "the rest waits");
+    stage.wait_ms(60);
+    assert_eq!(stage.works().len(), 200);
+}
+
+#[test]
+fn an_answer_behind_a_goodbye_still_counts() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 10);
+    stage.client(id(9), call(1), b"");
+    let work = stage.works().remove(0).1;
+    stage.worker(id(1), Goodbye {}, b"");
+    assert!(stage.replies().is_empty());
+    stage.client(id(9), call(2), b"");
+    assert!(stage.works().is_empty(), "it gets nothing new");
+    stage.answer(id(1), &work, b"last");
+    assert_eq!(stage.replies()[0].2, "last");
+    stage.wait_ms(2_000);
+    assert_eq!(stage.replies()[0].1, Code::Unavailable, "and nobody else came");
+    stage.idle();
+}
