@@ -88,6 +88,8 @@ pub struct Pipe {
     /// Native clients heard in this minute, and in the one before it.
     clients: BTreeSet<PeerId>,
     clients_before: BTreeSet<PeerId>,
+    /// The one heard last, who is among those of this minute.
+    heard_last: Option<PeerId>,
     minute_began: Time,
     tellings: VecDeque<Telling>,
     ticked: Time,
@@ -116,6 +118,7 @@ impl Pipe {
             homes: vec![None; HOME_PLACES],
             clients: BTreeSet::new(),
             clients_before: BTreeSet::new(),
+            heard_last: None,
             minute_began: now,
             tellings: VecDeque::new(),
             ticked: now,
@@ -147,6 +150,22 @@ impl Pipe {
             }
             _ => Route::Drop,
         }
+    }
+
+    /// Whether a native message makes its sender known: to be asked before [`Pipe::from_peer`] by
+    /// who wants to know on which connection a peer is, to say so when that ends.
+    pub fn is_introduced(&mut self, peer: PeerId, steer: Steer) -> bool {
+        match self.side {
+            Side::In => self.heard(peer),
+            Side::Worker => steer == Steer::All,
+        }
+    }
+
+    /// A client's connection has ended. It is told nothing more until it is heard again.
+    pub fn client_gone(&mut self, client: PeerId) {
+        self.heard_last = None;
+        self.clients.remove(&client);
+        self.clients_before.remove(&client);
     }
 
     /// Where an EZ message of a peer goes: a request to its service's home, a reply to its owner,
@@ -198,7 +217,7 @@ impl Pipe {
         }
     }
 
-    /// A send to this broker failed for good: its connection has ended.
+    /// This broker's connection has ended: it was seen, or a send to it failed for good.
     pub fn failed(&mut self, broker: BrokerId) {
         self.forget(broker);
     }
@@ -219,6 +238,7 @@ impl Pipe {
         }
         if now >= self.minute_began.plus_ms(CLIENT_MEMORY_MS) {
             self.minute_began = now;
+            self.heard_last = None;
             self.clients_before = std::mem::take(&mut self.clients);
         }
     }
@@ -276,11 +296,13 @@ impl Pipe {
         self.home(ServiceHash(owner.0))
     }
 
-    /// Remembers a client for a minute or two.
-    fn heard(&mut self, client: PeerId) {
-        if self.clients.len() < MAX_CLIENTS {
-            self.clients.insert(client);
+    /// Remembers a client for a minute or two. Whether it was not among those of this minute.
+    fn heard(&mut self, client: PeerId) -> bool {
+        if self.heard_last == Some(client) || self.clients.len() >= MAX_CLIENTS {
+            return false;
         }
+        self.heard_last = Some(client);
+        self.clients.insert(client)
     }
 
     fn forget(&mut self, broker: BrokerId) {

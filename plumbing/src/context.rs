@@ -8,6 +8,7 @@
 
 use zex_spec::{BrokerId, MAX_BODY_BYTES, MAX_HEADER_BYTES, PeerId};
 
+use crate::monitor::Monitor;
 use crate::{Error, Socket};
 
 /// Messages that may wait in each direction for one client or worker. libzmq counts messages, not
@@ -57,7 +58,7 @@ pub struct Context {
 
 /// Which queues a socket gets.
 #[derive(Clone, Copy)]
-enum Towards {
+pub(crate) enum Towards {
     Peers,
     Brokers,
 }
@@ -143,14 +144,29 @@ impl Context {
         self.dealer(id, endpoint, Towards::Peers)
     }
 
+    /// A ROUTER whose connections are watched: [`Socket::monitor`].
+    ///
+    /// # Errors
+    /// As [`Context::router_for_peers`].
+    pub(crate) fn watched_router(&self, endpoint: &str, towards: Towards) -> Result<Socket, Error> {
+        let socket = self.unbound_router(towards)?;
+        // Before it is bound: peers that wait for a pipe to come back are there at once.
+        let monitor = Monitor::start(&self.inner, &socket)?;
+        Ok(bind(socket, endpoint)?.with_monitor(monitor))
+    }
+
     fn router(&self, endpoint: &str, towards: Towards) -> Result<Socket, Error> {
+        bind(self.unbound_router(towards)?, endpoint)
+    }
+
+    fn unbound_router(&self, towards: Towards) -> Result<zmq::Socket, Error> {
         let socket = self.socket(zmq::ROUTER, towards)?;
         // Without it a message for a peer that is gone or full is thrown away and called sent.
         socket.set_router_mandatory(true).map_err(option("ROUTER_MANDATORY"))?;
         // A peer that connects again before its old connection is noticed to be dead takes its
         // name with it; without this the new connection is mute.
         socket.set_router_handover(true).map_err(option("ROUTER_HANDOVER"))?;
-        bind(socket, endpoint)
+        Ok(socket)
     }
 
     fn dealer(&self, id: Option<&[u8]>, endpoint: &str, to: Towards) -> Result<Socket, Error> {
@@ -192,7 +208,7 @@ impl Context {
     }
 }
 
-fn option(what: &'static str) -> impl Fn(zmq::Error) -> Error {
+pub(crate) fn option(what: &'static str) -> impl Fn(zmq::Error) -> Error {
     move |error| Error::Library { what, reason: error.to_string() }
 }
 

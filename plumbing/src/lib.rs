@@ -50,6 +50,7 @@ mod clock;
 mod context;
 mod dealers;
 mod mailbox;
+mod monitor;
 mod pipe;
 mod socket;
 

@@ -185,8 +185,14 @@ pub fn wait<T>(sockets: &[&Socket], mailbox: &Mailbox<T>, deadline: Instant) -> 
     }
     let fd = mailbox.reader.as_raw_fd();
     let wake = zmq::PollItem::from_fd(fd, zmq::POLLIN);
-    let mut items: Vec<_> = sockets.iter().map(|socket| socket.poll_item()).chain([wake]).collect();
+    let monitors = || sockets.iter().filter_map(|socket| socket.monitor());
+    let watched = monitors().map(|monitor| zmq::PollItem::from_fd(monitor.fd(), zmq::POLLIN));
+    let own = sockets.iter().map(|socket| socket.poll_item()).chain([wake]);
+    let mut items: Vec<_> = own.chain(watched).collect();
     let polled = zmq::poll(&mut items, timeout_ms);
+    for (monitor, item) in monitors().zip(&items[sockets.len() + 1..]) {
+        monitor.polled(item.is_readable());
+    }
     mailbox.wake_up();
     match polled {
         // A signal: the caller looks at everything and comes back.

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use zex_spec::{MAX_BODY_BYTES, MAX_FRAMES, MAX_HEADER_BYTES, Malformed};
 
+use crate::monitor::Monitor;
+
 /// Frames up to this many bytes are copied out of libzmq. A small frame that libzmq has received is
 /// a slice of its 8 KiB read buffer: a queue of a thousand 50-byte messages would hold 8 MiB.
 const COPIED_FRAME_BYTES: usize = 2 << 10;
@@ -40,11 +42,31 @@ pub enum Sent {
 pub struct Socket {
     inner: zmq::Socket,
     endpoint: String,
+    /// Tells of its connections; only where somebody asked for it.
+    monitor: Option<Monitor>,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.monitor.is_some() {
+            Monitor::silence(&self.inner);
+        }
+    }
 }
 
 impl Socket {
     pub(crate) fn new(inner: zmq::Socket, endpoint: String) -> Self {
-        Self { inner, endpoint }
+        Self { inner, endpoint, monitor: None }
+    }
+
+    pub(crate) fn with_monitor(mut self, monitor: Monitor) -> Self {
+        self.monitor = Some(monitor);
+        self
+    }
+
+    /// What tells of its connections, if it is watched.
+    pub(crate) fn monitor(&self) -> Option<&Monitor> {
+        self.monitor.as_ref()
     }
 
     /// Where it is bound (with the port that the system chose for port 0) or connected to.
@@ -54,6 +76,13 @@ impl Socket {
 
     pub(crate) fn poll_item(&self) -> zmq::PollItem<'_> {
         self.inner.as_poll_item(zmq::POLLIN)
+    }
+
+    /// Has libzmq do what its own threads have asked this socket to do, which it else puts off for
+    /// a millisecond: a connection that has ended is no route any more.
+    pub(crate) fn catch_up(&self) {
+        // What it answers does not matter.
+        let _ = self.inner.get_events();
     }
 
     /// Whether a message can be sent now. A ROUTER always says yes.

@@ -412,7 +412,7 @@ messages! {
     0x15 Register [Str, Uint, Uint, List(&Str)]: "worker → every broker",
     0x16 Heartbeat [Uint, List(&Fields(&[Uint, Uint, List(&Uint)]))]: "worker → every broker",
     0x17 Goodbye []: "worker → every broker",
-    0x18 Enquire []: "broker → worker",
+    0x18 Enquire []: "broker → worker, worker pipe → worker",
     0x21 BrokerBeat [Bool, Bool]: "broker → pipe",
     0x22 PipeBeat [Uint]: "pipe → broker",
     0x23 PeerGone [Bin]: "pipe → every broker",

@@ -9,6 +9,10 @@
 //! ```
 //!
 //! Native messages are passed on as the frames that libzmq received, without a copy.
+//! `ends` sees when a peer's or a broker's connection ends; `connections` knows whose it was.
+
+mod connections;
+mod ends;
 
 use std::time::{Duration, Instant};
 
@@ -16,12 +20,14 @@ use bytes::Bytes;
 use zex_core::Time;
 use zex_core::pipe::{Pipe, Route, Side};
 use zex_spec::{
-    Address, Body, BrokerDown, BrokerId, EzBeat, EzCall, EzReply, Flags, Incarnation, Malformed,
-    Message, PREFIX_BYTES, Packet, PeerId, PipeBeat, PipeId, Prefix, ServiceHash, Steer, ez,
-    mark_bounced, stamp,
+    Address, Body, BrokerDown, BrokerId, Dialect, EzBeat, EzCall, EzReply, Flags, Incarnation,
+    Malformed, Message, PREFIX_BYTES, Packet, PeerId, PipeBeat, PipeId, Prefix, ServiceHash, Steer,
+    ez, mark_bounced, stamp,
 };
 
+use self::connections::Connections;
 use super::{IDLE_MS, Report, Taken, Wrong, broker_of, burst};
+use crate::monitor::descriptor_of;
 use crate::socket::into_bytes;
 use crate::{Clock, Error, Mailbox, Sent, Socket, wait};
 
@@ -36,6 +42,10 @@ pub(super) struct Edge {
     pipe: Pipe,
     peers: Socket,
     brokers: Socket,
+    peer_ends: Connections,
+    broker_ends: Connections,
+    /// When ends were last looked for.
+    looked: Time,
     report: Report,
     clock: Clock,
     now: Time,
@@ -61,7 +71,9 @@ impl Edge {
     ) -> Self {
         let clock = Clock::new();
         let now = clock.now();
-        Self { id, pipe: Pipe::new(side, now), peers, brokers, report, clock, now }
+        let pipe = Pipe::new(side, now);
+        let (peer_ends, broker_ends) = <_>::default();
+        Self { id, pipe, peers, brokers, peer_ends, broker_ends, looked: now, report, clock, now }
     }
 
     pub(super) fn run(mut self, stop: &Mailbox<()>) -> Result<(), Error> {
@@ -70,14 +82,16 @@ impl Edge {
             // Brokers first: beats before what is steered by them.
             let mut busy = burst(&mut self, |edge| &edge.brokers, Self::take_from_broker);
             busy |= burst(&mut self, |edge| &edge.peers, Self::take_from_peer);
+            busy |= self.watch();
             self.pipe.tick(self.now);
             busy |= self.tell_clients();
             self.report.stats.brokers = self.pipe.brokers().count() as u64;
             self.report.publish();
             if !busy {
                 let idle = Instant::now() + Duration::from_millis(IDLE_MS);
-                let tick = self.pipe.poll_timeout().map(|time| self.clock.instant(time));
-                let deadline = tick.map_or(idle, |tick| tick.min(idle));
+                let due = [self.pipe.poll_timeout(), self.watch_timeout()];
+                let due = due.into_iter().flatten().min().map(|time| self.clock.instant(time));
+                let deadline = due.map_or(idle, |due| due.min(idle));
                 wait(&[&self.peers, &self.brokers], stop, deadline)?;
             }
         }
@@ -113,12 +127,16 @@ impl Edge {
         stamp(first, self.id, peer);
         // Only pipes bounce; a peer that sends again what it got back means it as new.
         first[5] &= !(Flags::BOUNCED.0 as u8);
+        // A worker beats, a client is new.
+        if self.pipe.is_introduced(peer, prefix.steer) {
+            self.peer_is_on(who, Dialect::Native, descriptor_of(first));
+        }
         match self.steer(frames, |pipe| pipe.from_peer(peer, prefix.kind, prefix.steer)) {
             Steered::Taken => Ok(()),
             Steered::OutOfPlace => Err(Wrong::OutOfPlace(prefix.kind)),
             Steered::Refused => {
                 self.report.stats.bounced += 1;
-                bounce(&self.peers, who, frames, &mut self.report);
+                bounce(&self.peers, who, frames, false, &mut self.report);
                 Ok(())
             }
         }
@@ -140,10 +158,12 @@ impl Edge {
     }
 
     fn ez_from_worker(&mut self, who: &[u8], frames: &mut Frames) -> Result<(), Wrong> {
+        let descriptor = frames.first_mut().and_then(descriptor_of);
         let frames: Vec<_> = frames.drain(..).map(into_bytes).collect();
         let peer = Bytes::copy_from_slice(who);
         let (steer, message, body) = match ez::decode_from_worker(&frames)? {
             ez::FromWorker::Beat(service) => {
+                self.peer_is_on(who, Dialect::Ez, descriptor);
                 (Steer::All, EzBeat { peer, service }.into(), Vec::new())
             }
             ez::FromWorker::Reply { address, id, body } => {
@@ -209,11 +229,6 @@ impl Edge {
         }
     }
 
-    fn lost(&mut self, broker: BrokerId) {
-        tracing::info!(pipe = self.report.name, %broker, "the connection to this broker has ended");
-        self.pipe.failed(broker);
-    }
-
     fn take_from_broker(&mut self, taken: Taken<'_>) {
         self.report.stats.from_brokers += 1;
         let frames = match taken {
@@ -239,14 +254,20 @@ impl Edge {
                     self.finish_to_peer(frames);
                 } else if self.pipe.side() == Side::Worker {
                     self.report.stats.bounced += 1;
-                    bounce(&self.brokers, who, frames, &mut self.report);
+                    let full = sent == Sent::WouldBlock;
+                    bounce(&self.brokers, who, frames, full, &mut self.report);
                 } else {
                     self.count_lost(sent);
                 }
                 Ok(())
             }
             Route::EzPeer => self.ez_from_broker(who, frames),
-            Route::Beat => self.beat(broker, prefix.steer, frames),
+            Route::Beat => {
+                let descriptor = frames.first_mut().and_then(descriptor_of);
+                self.beat(broker, prefix.steer, frames)?;
+                self.broker_is_on(who, descriptor);
+                Ok(())
+            }
             _ => Err(Wrong::OutOfPlace(prefix.kind)),
         }
     }
@@ -269,7 +290,7 @@ impl Edge {
             self.finish_to_peer(&mut out);
         } else if self.pipe.side() == Side::Worker {
             self.report.stats.bounced += 1;
-            let (first, rest) = Packet { bounced: true, ..packet }.encode();
+            let (first, rest) = Packet { bounced: true, full: sent == Sent::WouldBlock, ..packet }.encode();
             if self.brokers.send_to(who, first, rest) != Sent::Sent {
                 self.report.stats.dropped_gone += 1;
             }
@@ -356,10 +377,10 @@ impl Edge {
     }
 }
 
-/// Gives a native message back to who sent it.
-fn bounce(to: &Socket, who: &[u8], frames: &mut Frames, report: &mut Report) {
+/// Gives a native message back to who sent it; `full`: whom it was for is there, and has no room.
+fn bounce(to: &Socket, who: &[u8], frames: &mut Frames, full: bool, report: &mut Report) {
     if let Some(first) = frames.first_mut().filter(|first| first.len() >= PREFIX_BYTES) {
-        mark_bounced(first, false);
+        mark_bounced(first, full);
     }
     let sent = match to.address(who) {
         Sent::Sent => to.forward(frames.drain(..)),

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use zex_core::pipe::Side;
 use zex_spec::{BrokerId, Incarnation, Malformed, PipeId};
 
+use crate::context::Towards;
 use crate::{Context, Error, Handle, Socket, epoch_now, mailbox};
 
 /// Messages taken from one side before the other has its turn: long enough to spare clock readings
@@ -98,6 +99,8 @@ counts! {
     malformed,
     /// Clients told that a broker is dead.
     told,
+    /// Peers and brokers whose connection's end was seen.
+    ended,
     /// Brokers that live now. Not a count since the start.
     brokers,
 }
@@ -146,8 +149,8 @@ impl Pipe {
     }
 
     fn start_edge(context: &Context, settings: &PipeSettings, side: Side) -> Result<Self, Error> {
-        let peers = context.router_for_peers(&settings.peers_endpoint)?;
-        let brokers = context.router_for_brokers(&settings.brokers_endpoint)?;
+        let peers = context.watched_router(&settings.peers_endpoint, Towards::Peers)?;
+        let brokers = context.watched_router(&settings.brokers_endpoint, Towards::Brokers)?;
         let id = PipeId::new(&settings.name, epoch_now());
         let (front, back) = (peers.endpoint().to_owned(), brokers.endpoint().to_owned());
         let report = Report::new(&settings.name);

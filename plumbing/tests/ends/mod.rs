@@ -1,4 +1,5 @@
 //! The ends that the tests hold: clients, workers and brokers that say exactly what they are told.
+#![allow(dead_code)] // Each of the test programs uses its part of it.
 
 use std::time::{Duration, Instant};
 
@@ -114,6 +115,11 @@ impl Peer {
         Self::at_with(context, pipe.front_endpoint(), id)
     }
 
+    pub(crate) fn anonymous(context: &Context, pipe: &Pipe) -> Self {
+        let socket = context.dealer_for_ez(None, pipe.front_endpoint()).unwrap();
+        Self { id: PeerId::default(), socket }
+    }
+
     pub(crate) fn at(context: &Context, endpoint: &str, id: PeerId) -> Self {
         Self { id, ..Self::at_with(context, endpoint, &id.0) }
     }
@@ -142,6 +148,11 @@ impl Peer {
 
     pub(crate) fn hear(&self) -> Packet {
         Packet::decode(self.hear_frames()).unwrap()
+    }
+
+    /// The next message, if one comes by then.
+    pub(crate) fn hear_by(&self, deadline: Instant) -> Option<Packet> {
+        Some(Packet::decode(self.socket.recv_by(deadline).unwrap()?).unwrap())
     }
 
     pub(crate) fn hear_frames(&self) -> Vec<Bytes> {
