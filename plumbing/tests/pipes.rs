@@ -9,8 +9,8 @@ use bytes::Bytes;
 use ends::{FakeBroker, Peer, call, named, soon, until};
 use zex_plumbing::{Context, Pipe, PipeSettings, Sent, StatePipeSettings, new_peer_id};
 use zex_spec::{
-    Address, Body, BrokerId, Dialect, EzAnswer, EzWork, Goodbye, Heartbeat, Hello, Incarnation,
-    Key, Message, Packet, PeerId, Reply, ReturnPath, Steer, Work, ez,
+    Address, Ask, Body, BrokerId, Dialect, EzAnswer, EzWork, Goodbye, Heartbeat, Hello,
+    Incarnation, Key, Message, Packet, PeerId, Reply, ReturnPath, Steer, WantSnapshot, Work, ez,
 };
 
 const ANY_PORT: &str = "tcp://127.0.0.1:0";
@@ -384,9 +384,15 @@ fn every_broker_hears_every_broker() {
         rude.send_bytes(frames);
         until(|| pipe.stats().malformed == number as u64 + 1);
     }
-    for (id, out, _) in &ends {
-        let hello = Hello { name: "x".to_owned(), ready: true, sequence: 1, goodbye: false };
-        let packet = Packet::from_peer(Steer::Owner(*id), hello, Bytes::new());
+    let hello = Hello { name: "x".to_owned(), ready: true, sequence: 1, goodbye: false };
+    let messages: [Message; 3] = [
+        hello.into(),
+        Ask { key: Key([1; 16]), attempt: 1 }.into(),
+        WantSnapshot { of: ids[0] }.into(),
+    ];
+    let speakers = ends.iter().flat_map(|end| messages.iter().map(move |message| (end, message)));
+    for ((id, out, _), message) in speakers {
+        let packet = Packet::from_peer(Steer::Owner(*id), message.clone(), Bytes::new());
         let deadline = soon();
         let mut deaf: Vec<_> = ends.iter().map(|(_, _, listens)| listens).collect();
         while !deaf.is_empty() {
