@@ -23,6 +23,8 @@ impl Options {
     pub const STREAM: Self = Self(4);
     /// Acknowledge with [`Accepted`] as soon as an owner has the call.
     pub const ACKNOWLEDGE: Self = Self(8);
+    /// In [`Work`] only, set by the broker: a worker that is gone may have begun it before.
+    pub const AGAIN: Self = Self(16);
 
     /// Whether every bit of `other` is set.
     pub fn has(self, other: Self) -> bool {

@@ -28,6 +28,8 @@ pub struct Request {
     pub streaming: bool,
     /// 0, or how often the caller had sent it again when it was given to this worker.
     pub attempt: u8,
+    /// Whether a worker that died may have begun it before: only of calls marked idempotent.
+    pub again: bool,
 }
 
 impl Request {

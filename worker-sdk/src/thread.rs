@@ -326,6 +326,7 @@ impl IoThread {
             deadline: self.clock.instant(begin.deadline),
             streaming: begin.options.has(Options::STREAM),
             attempt: begin.attempt,
+            again: begin.options.has(Options::AGAIN),
         };
         let (handler, commands) = (served.handler.clone(), self.commands.clone());
         self.tasks.insert(run, Task::start(&self.runtime, run, handler, request, commands));

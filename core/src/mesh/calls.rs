@@ -160,6 +160,12 @@ impl Call {
     pub(super) fn service_text(&self) -> String {
         String::from_utf8_lossy(&self.service).into_owned()
     }
+
+    /// What its worker is told: also whether one that died with it may have begun it.
+    fn work_options(&self) -> Options {
+        let options = Options(self.options.0 & !Options::AGAIN.0);
+        if self.lives < LIVES { options.with(Options::AGAIN) } else { options }
+    }
 }
 
 /// How a call ended, in the dialect of who ended it.
@@ -475,7 +481,7 @@ impl Mesh {
                     method: call.method.clone(),
                     deadline_ms: left_ms.max(1),
                     attempt: call.attempt,
-                    options: call.options,
+                    options: call.work_options(),
                 };
                 (work.into(), worker_id)
             }
