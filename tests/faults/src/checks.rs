@@ -1,0 +1,166 @@
+//! Ledger against effects: what was promised, and what was done.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::body;
+use crate::effects::Effect;
+use crate::load::Entry;
+use crate::old::OldEntry;
+use crate::{Stage, until};
+
+/// Effects by key, as [`crate::effects::read`] gives them.
+pub type Effects = HashMap<[u8; 16], Vec<Effect>>;
+
+/// Counts are right so long after any fault (guarantee 3).
+pub const HEALED: Duration = Duration::from_secs(3);
+/// And stay so: looked at for so long.
+const STAYS: Duration = Duration::from_secs(2);
+/// Latency is normal again so long after a fault.
+pub const NORMAL: Duration = Duration::from_secs(2);
+/// A p99 is normal if it is not more than so many times that of a quiet time,
+const NORMAL_TIMES: u32 = 3;
+/// or under this: less than the second after which a client sends again, so that no call that
+/// waits for a lost answer passes for normal; more than what a busy machine does to a quiet mesh.
+const NORMAL_FLOOR: Duration = Duration::from_millis(400);
+
+/// Every call was answered with the answer to it.
+///
+/// # Panics
+/// With the first failures, if there are any.
+pub fn all_answered(entries: &[Entry], since: Instant) {
+    let failed: Vec<String> = entries
+        .iter()
+        .filter_map(|entry| {
+            let due = entry.due.saturating_duration_since(since);
+            let what = match &entry.outcome {
+                Ok(answer) if number_of(answer) == Some(entry.number) => return None,
+                Ok(answer) => format!("got {answer:?}"),
+                Err(status) => status.to_string(),
+            };
+            Some(format!("due {due:?}, after {:?}: {what}", entry.latency()))
+        })
+        .collect();
+    let some = &failed[..failed.len().min(10)];
+    assert!(failed.is_empty(), "{} of {} failed: {some:#?}", failed.len(), entries.len());
+}
+
+fn number_of(answer: &[u8]) -> Option<u64> {
+    body::read_answer(answer).map(|(number, _)| number)
+}
+
+/// Every answered call has exactly one effect, and every other call at most one.
+///
+/// # Panics
+/// With the first that have not.
+pub fn one_effect_each(entries: &[Entry], effects: &Effects) {
+    let wrong: Vec<String> = entries
+        .iter()
+        .filter_map(|entry| {
+            let of_key = effects.get(&entry.key).map_or(&[][..], Vec::as_slice);
+            let good = match of_key.len() {
+                0 => entry.outcome.is_err(),
+                1 => true,
+                _ => false,
+            };
+            (!good).then(|| format!("{entry:?}: {of_key:?}"))
+        })
+        .collect();
+    let some = &wrong[..wrong.len().min(5)];
+    assert!(wrong.is_empty(), "{} calls: {some:#?}", wrong.len());
+}
+
+/// The 99th percentile of the latencies of the calls that were due in this time; `None` if there
+/// were none.
+pub fn p99(entries: &[Entry], from: Instant, to: Instant) -> Option<Duration> {
+    let due = entries.iter().filter(|entry| (from..to).contains(&entry.due));
+    let mut latencies: Vec<Duration> = due.map(Entry::latency).collect();
+    latencies.sort_unstable();
+    latencies.get(latencies.len() * 99 / 100).copied()
+}
+
+/// What a mesh's latency looks like when nothing happens to it.
+#[derive(Debug, Clone, Copy)]
+pub struct Normal {
+    p99: Duration,
+}
+
+impl Normal {
+    /// From a quiet time.
+    ///
+    /// # Panics
+    /// If no call was due in it.
+    pub fn of(entries: &[Entry], from: Instant, to: Instant) -> Self {
+        Self { p99: p99(entries, from, to).unwrap() }
+    }
+
+    /// Latency was normal again from [`NORMAL`] after the fault on, until this time.
+    ///
+    /// # Panics
+    /// If it was not.
+    pub fn again(&self, what: &str, entries: &[Entry], fault: Instant, to: Instant) {
+        let after = p99(entries, fault + NORMAL, to);
+        let during = p99(entries, fault, fault + NORMAL);
+        println!("{what}: p99 {during:?}, then {after:?}; {:?} in quiet times", self.p99);
+        let after = after.unwrap_or_else(|| panic!("{what}: no call was due afterwards"));
+        let most = (self.p99 * NORMAL_TIMES).max(NORMAL_FLOOR);
+        assert!(after <= most, "{what}: p99 {after:?}, most {most:?}");
+    }
+}
+
+/// The mesh's counts are those of the ledger from [`HEALED`] after a fault on: what every worker
+/// has in flight, in all as many as the ledger has waiting.
+///
+/// # Panics
+/// If they are not.
+pub fn counts_are_exact(stage: &Stage, fault: Instant, waiting: impl Fn() -> u64) {
+    std::thread::sleep(HEALED.saturating_sub(fault.elapsed()));
+    while fault.elapsed() < HEALED + STAYS {
+        let before = waiting();
+        let (counts, after) = (stage.counts(), fault.elapsed());
+        let assigned: u64 = counts.values().map(|(assigned, _)| assigned).sum();
+        let equal = counts.values().all(|(assigned, in_flight)| assigned == in_flight);
+        // A held call may have ended while the mesh was asked.
+        let now = waiting();
+        let right = equal && (now..=before).contains(&assigned);
+        assert!(right || now != before, "{after:?} after the fault: {counts:?}, waiting {now}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Nothing is assigned any more, soon after the last call has ended.
+///
+/// # Panics
+/// If something is.
+pub fn no_phantoms(stage: &Stage) {
+    until("nothing is assigned any more", HEALED, || {
+        stage.counts().values().all(|count| *count == (0, 0)).then_some(())
+    });
+}
+
+/// What the old dialect promises: at most one answer to each request and at most one effect, and
+/// `OK` to each, save that requests which were underway when something happened may be lost with it.
+///
+/// # Panics
+/// If more is missing. `spared` are the times around faults in which requests may get lost.
+pub fn old_rights(entries: &[OldEntry], effects: &Effects, spared: &[(Instant, Instant)]) {
+    let (mut lost, mut refused) = (0, 0);
+    for entry in entries {
+        let of_id = effects.get(&entry.id).map_or(0, Vec::len);
+        assert!(entry.answers.len() <= 1 && of_id <= 1, "{entry:?}, {of_id} effects");
+        let spared = spared.iter().any(|(from, to)| (*from..*to).contains(&entry.sent));
+        match entry.answers.first() {
+            Some((true, _)) => assert_eq!(of_id, 1, "{entry:?}"),
+            Some((false, at)) => {
+                assert!(spared, "ERR after {:?}: {entry:?}, spared {spared:?}", *at - entry.sent);
+                refused += 1;
+            }
+            None => {
+                assert!(spared, "no answer to {entry:?}, {of_id} effects");
+                lost += 1;
+            }
+        }
+    }
+    println!("old dialect: {} requests, {lost} lost with a peer, {refused} ERR", entries.len());
+    assert!(!entries.is_empty());
+}

@@ -1,0 +1,1 @@
+//! Who connects to do harm.

@@ -1,0 +1,11 @@
+//! Real processes and bad days: each file is one of them, decided by ledger and effects. One runs at
+//! a time. `ZEX_FAULTS=full cargo test -p zex-faults` takes the full numbers.
+
+#![allow(clippy::unwrap_used)] // All of this is tests.
+
+mod brokers_and_pipes;
+mod cut_off;
+mod keys;
+mod rolling;
+mod slow;
+mod worker_kill;
