@@ -8,6 +8,7 @@
 //! Called by `definition`; the tree also turns into expression values for literals.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use minijinja::Value;
@@ -186,7 +187,7 @@ impl<'de> Visitor<'de> for JsonSeed {
     }
     fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Node, A::Error> {
         let seed = self.deeper()?;
-        let (mut entries, mut seen) = (Vec::new(), std::collections::BTreeSet::new());
+        let (mut entries, mut seen) = (Vec::new(), BTreeSet::new());
         while let Some(key) = pairs.next_key::<String>()? {
             if !seen.insert(key.clone()) {
                 return Err(A::Error::custom(format!("`{key}` is given twice")));
@@ -200,7 +201,16 @@ impl<'de> Visitor<'de> for JsonSeed {
 /// A list or map that is not closed yet.
 enum Open {
     List(Option<u32>, Vec<Node>),
-    Map(Option<u32>, Vec<(String, Node)>, Option<(String, Option<u32>)>),
+    Map(Option<u32>, OpenMap),
+}
+
+/// The entries of a map that is not closed yet.
+#[derive(Default)]
+struct OpenMap {
+    entries: Vec<(String, Node)>,
+    seen: BTreeSet<String>,
+    /// The key whose value comes next.
+    key: Option<String>,
 }
 
 /// Builds the tree from the parser's events, with a stack of what is open.
@@ -254,13 +264,13 @@ impl Builder {
                 self.place(Node { line, content })
             }
             Event::SequenceStart(..) => self.push(Open::List(line, Vec::new()), line),
-            Event::MappingStart(..) => self.push(Open::Map(line, Vec::new(), None), line),
+            Event::MappingStart(..) => self.push(Open::Map(line, OpenMap::default()), line),
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
                 Some(Open::List(line, nodes)) => {
                     self.place(Node { line, content: Content::List(nodes) })
                 }
-                Some(Open::Map(line, entries, _)) => {
-                    self.place(Node { line, content: Content::Map(entries) })
+                Some(Open::Map(line, map)) => {
+                    self.place(Node { line, content: Content::Map(map.entries) })
                 }
                 None => wrong("an end without a beginning"),
             },
@@ -280,18 +290,18 @@ impl Builder {
         match self.open.last_mut() {
             None => self.root = Some(node),
             Some(Open::List(_, nodes)) => nodes.push(node),
-            Some(Open::Map(_, entries, key)) => match key.take() {
-                Some((name, _)) => entries.push((name, node)),
+            Some(Open::Map(_, map)) => match map.key.take() {
+                Some(name) => map.entries.push((name, node)),
                 None => {
                     let place = Place::root().on_line(node.line);
                     let Content::Text(name) = node.content else {
                         let kind = node.kind();
                         return Err(place.problem(format!("a key must be text, this is {kind}")));
                     };
-                    if entries.iter().any(|(other, _)| *other == name) {
+                    if !map.seen.insert(name.clone()) {
                         return Err(place.problem(format!("`{name}` is given twice")));
                     }
-                    *key = Some((name, node.line));
+                    map.key = Some(name);
                 }
             },
         }
@@ -443,6 +453,17 @@ mod tests {
             let problem = parse(text).expect_err(text).to_string();
             assert!(problem.contains(want), "{:.40}: {problem}", text);
         }
+    }
+
+    #[test]
+    fn a_map_of_many_keys_is_read_in_one_go() {
+        // As many as there is room for: compared with each other they would take minutes.
+        const KEYS: usize = 100_000;
+        let yaml: String = (0..KEYS).map(|key| format!("{key:x}k: 1\n")).collect();
+        let Content::Map(entries) = content(&yaml) else { panic!("a map") };
+        assert_eq!(entries.len(), KEYS);
+        let problem = parse(&(yaml + "0k: 2")).expect_err("twice").to_string();
+        assert!(problem.contains("`0k` is given twice"), "{problem}");
     }
 
     #[test]

@@ -21,8 +21,9 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 /// operators, and a longer chain would end the process with its stack.
 pub const EXPRESSION_MAX_BYTES: usize = 1024;
 
-/// The budget of one evaluation, in the engine's instructions. Each expression
-/// runs for every item, so one that needs more does not belong in a definition.
+/// The budget of one evaluation, in the engine's instructions and in the bytes and
+/// items that they make. Each expression runs for every item, so one that needs more
+/// does not belong in a definition.
 pub const EXPRESSION_FUEL: u64 = 20_000;
 
 /// The longest text an expression or a text with expressions may give, in bytes:
@@ -90,7 +91,9 @@ pub enum ExpressionError {
         detail: String,
     },
     /// It used up [`EXPRESSION_FUEL`].
-    #[error("`{0}` takes more than {EXPRESSION_FUEL} instructions")]
+    #[error(
+        "`{0}` takes or makes too much: {EXPRESSION_FUEL} instructions, bytes and items are the most"
+    )]
     OutOfFuel(String),
     /// It gave a text above [`TEXT_MAX_BYTES`].
     #[error("`{0}` gives more than {TEXT_MAX_BYTES} bytes")]
@@ -352,10 +355,10 @@ mod tests {
             ("item.nick.first", "undefined"),
             ("nobody", "undefined"),
             ("1 +", "not an expression"),
-            ("range(100000)|sum", "instructions"),
+            ("range(100000)|sum", "20000 instructions, bytes and items"),
             ("item.id / 0", "item.id / 0"),
             (&long, "the most is 1024"),
-            ("'x' * 5000000", "instructions"),
+            ("'x' * 5000000", "20000 instructions, bytes and items"),
             ("item.long", "more than 4194304 bytes"),
         ] {
             let error = evaluate(source).expect_err(source).to_string();

@@ -11,6 +11,8 @@
 //!
 //! Called by the scheduler; followed by `run`.
 
+mod order;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -147,8 +149,8 @@ impl Plan {
         let Some(mut steps) = planned.filter(|_| problems.is_empty()) else {
             return Err(problems);
         };
-        link(&mut steps);
-        let order = match order(&steps) {
+        order::link(&mut steps);
+        let order = match order::order(&steps) {
             Ok(order) => order,
             Err((at, message)) => return Err(places[at].problem(message).into()),
         };
@@ -393,120 +395,6 @@ impl Reads<'_> {
             }
         }
     }
-}
-
-/// Fills in what follows from the other steps.
-fn link(steps: &mut [PlannedStep]) {
-    for index in 0..steps.len() {
-        for other in steps[index].waits_for.clone() {
-            steps[other].unblocks.insert(index);
-        }
-        let whole = match steps[index].input {
-            BoundInput::Step(other) => Some(other),
-            _ => None,
-        };
-        for other in steps[index].reads.clone() {
-            // A whole reference needs no decoding, unless the list reads it as well.
-            let list = matches!(steps[index].kind, StepKind::EachElement { .. });
-            if whole != Some(other) || list {
-                steps[other].output_is_decoded = true;
-            }
-        }
-        if let StepKind::EachItem { source, .. } = steps[index].kind
-            && let StepKind::Source { takers } = &mut steps[source].kind
-        {
-            takers.push(index);
-        }
-    }
-}
-
-/// The steps in an order in which they can run, or the step at which no order is.
-///
-/// A source ends only when its takers took every item, and they take none before
-/// they begin. So beginning and end of a step are nodes of their own here:
-///
-/// ```text
-///  begin(step) needs end(every step it waits for) and begin(its source)
-///  end(step)   needs begin(step), end(its source), begin(every taker of its items)
-/// ```
-fn order(steps: &[PlannedStep]) -> Result<Vec<usize>, (usize, String)> {
-    let (begin, end) = (|step: usize| 2 * step, |step: usize| 2 * step + 1);
-    let needs = |node: usize| -> Vec<usize> {
-        let step = &steps[node / 2];
-        let mut needs = Vec::new();
-        let source = match step.kind {
-            StepKind::EachItem { source, .. } => Some(source),
-            _ => None,
-        };
-        if node.is_multiple_of(2) {
-            needs.extend(step.waits_for.iter().map(|other| end(*other)));
-            needs.extend(source.map(begin));
-        } else {
-            needs.push(begin(node / 2));
-            needs.extend(source.map(end));
-            if let StepKind::Source { takers } = &step.kind {
-                needs.extend(takers.iter().map(|taker| begin(*taker)));
-            }
-        }
-        needs
-    };
-    // Depth first with a stack of its own: a definition may be one long chain.
-    let (mut done, mut open) = (vec![false; 2 * steps.len()], vec![false; 2 * steps.len()]);
-    let mut order = Vec::new();
-    for root in 0..2 * steps.len() {
-        let mut stack = vec![(root, needs(root))];
-        if done[root] {
-            continue;
-        }
-        open[root] = true;
-        while let Some((node, rest)) = stack.last_mut() {
-            let node = *node;
-            match rest.pop() {
-                Some(next) if done[next] => {}
-                Some(next) if open[next] => {
-                    let from = stack.iter().position(|(on, _)| *on == next).unwrap_or(0);
-                    return Err(cycle(steps, stack[from..].iter().map(|(on, _)| *on).collect()));
-                }
-                Some(next) => {
-                    open[next] = true;
-                    stack.push((next, needs(next)));
-                }
-                None => {
-                    (done[node], open[node]) = (true, false);
-                    if node.is_multiple_of(2) {
-                        order.push(node / 2);
-                    }
-                    stack.pop();
-                }
-            }
-        }
-    }
-    Ok(order)
-}
-
-/// What to say of steps that wait for each other.
-fn cycle(steps: &[PlannedStep], nodes: Vec<usize>) -> (usize, String) {
-    let mut names: Vec<&str> = Vec::new();
-    for node in &nodes {
-        let id: &str = &steps[node / 2].id;
-        if names.last() != Some(&id) {
-            names.push(id);
-        }
-    }
-    if names.len() > 1 && names.first() == names.last() {
-        names.pop();
-    }
-    let at = nodes[0] / 2;
-    if names.len() == 1 {
-        return (at, format!("step `{}` waits for itself", names[0]));
-    }
-    let is_taker = |node: &usize| matches!(steps[node / 2].kind, StepKind::EachItem { .. });
-    let why = match nodes.iter().any(is_taker) {
-        true => " (a stream ends when every step that takes its items has taken them)",
-        false => "",
-    };
-    names.push(names[0]);
-    (at, format!("these steps wait for each other: {}{why}", names.join(" → ")))
 }
 
 #[cfg(test)]
