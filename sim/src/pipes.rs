@@ -209,7 +209,7 @@ impl PipeNode {
             _ => return,
         };
         if sent != Sent::Taken && self.side == Side::Worker {
-            packet.bounced = true;
+            (packet.bounced, packet.full) = (true, sent == Sent::Full);
             env.send_packet(conn, End::Dialer, packet);
         }
     }

@@ -179,6 +179,11 @@ impl Mesh {
         if self.registry.close(link) {
             self.timers.insert((now.plus_ms(RETRY_MS), Timer::Reopen(link)));
         }
+        self.give_back(now, from, number);
+    }
+
+    /// An assignment that has not begun, for want of room on its way: back to the pick.
+    pub(super) fn give_back(&mut self, now: Time, from: PeerId, number: u64) {
         let Some((id, _)) = self.assignment(from, number) else { return };
         self.release(now, id);
         if self.calls[id].answered {

@@ -118,6 +118,7 @@ enum Timer {
     Ask(CallId),
     Retry(CallId),
     Reopen(Link),
+    Relieve(usize),
 }
 
 /// How often silence is looked for, milliseconds: a death is noticed this much late at most.
@@ -376,6 +377,10 @@ impl Mesh {
         };
         let Ok(address) = Address::decode(address) else { return self.drop_one() };
         if let Some(slot) = self.registry.worker(&from) {
+            if packet.full {
+                self.worker_full(now, slot);
+                return self.give_back(now, from, address.number);
+            }
             // First the call, which has not begun; then what the worker's end means to the others.
             self.registry.workers[slot].paths.retain(|path| path.pipe != packet.pipe);
             self.registry.relevel(slot);
@@ -425,6 +430,7 @@ impl Mesh {
                 self.registry.reopen(link);
                 self.to_pump.extend(self.registry.services.iter().map(|(service, _)| service));
             }
+            Timer::Relieve(slot) => self.relieve(slot),
         }
     }
 

@@ -53,6 +53,8 @@ pub(super) struct Worker {
     pub(super) strangers: BTreeMap<u64, Time>,
     /// How many of those were heard of again.
     pub(super) strange: u32,
+    /// Its pipe has just given work back for want of room: it gets nothing for a moment.
+    pub(super) full: bool,
     /// Assignments of ours that joined what it did for another owner, who counts it.
     pub(super) joined: BTreeSet<u64>,
 }
@@ -183,7 +185,8 @@ impl Registry {
     fn eligible(&self, slot: usize) -> Option<u32> {
         let worker = &self.workers[slot];
         let level = worker.level();
-        (self.way_to(slot).is_some() && level < worker.capacity).then_some(level)
+        let open = !worker.full && self.way_to(slot).is_some();
+        (open && level < worker.capacity).then_some(level)
     }
 
     /// The way for work: the last on which the worker was heard that is not closed.

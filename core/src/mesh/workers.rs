@@ -19,8 +19,9 @@ use zex_spec::{
     Packet, PeerGone, PeerId, PipeId, Register, Steer,
 };
 
+use super::calls::RETRY_MS;
 use super::registry::{Path, Worker};
-use super::{Edge, Mesh};
+use super::{Edge, Mesh, Timer};
 use crate::Time;
 
 /// What a heartbeat does not explain for this long is lost. Less than a beat's interval, so that
@@ -108,6 +109,7 @@ impl Mesh {
             suspects: BTreeMap::new(),
             strangers: BTreeMap::new(),
             strange: 0,
+            full: false,
             joined: BTreeSet::new(),
         })
     }
@@ -185,6 +187,25 @@ impl Mesh {
             if let Some(slot) = self.registry.worker(&id) {
                 self.path_lost(now, slot, edge.pipe);
             }
+        }
+    }
+
+    /// What waits for this worker at its pipe is all that the pipe takes for it: it is slow, not
+    /// gone. It gets nothing for a moment.
+    pub(super) fn worker_full(&mut self, now: Time, slot: usize) {
+        if !std::mem::replace(&mut self.registry.workers[slot].full, true) {
+            self.timers.insert((now.plus_ms(RETRY_MS), Timer::Relieve(slot)));
+            self.registry.relevel(slot);
+        }
+    }
+
+    /// It may have room again. (If it died meanwhile, and another has its slot, that one is only
+    /// looked at a moment early.)
+    pub(super) fn relieve(&mut self, slot: usize) {
+        if let Some(worker) = self.registry.workers.get_mut(slot) {
+            worker.full = false;
+            self.registry.relevel(slot);
+            self.freed(slot);
         }
     }
 

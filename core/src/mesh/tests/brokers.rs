@@ -147,3 +147,45 @@ fn numbers_without_sense_from_the_state_port_harm_nobody() {
     stage.client(id(9), ask, b"");
     assert_eq!(stage.replies()[0].1, Code::Ok);
 }
+
+#[test]
+fn counts_of_more_workers_than_a_header_holds_travel_in_several_shares() {
+    let mut stage = Stage::new(Settings::default());
+    let other = Incarnation::new("b2", 1);
+    let say = |stage: &mut Stage, message: Message| {
+        let packet = Packet::from_peer(Steer::Owner(other), message, Bytes::new());
+        stage.event(Event::FromState(packet));
+    };
+    say(&mut stage, Hello { name: "b2".into(), ready: true, sequence: 0, goodbye: false }.into());
+    let worker = |n: u32| {
+        let mut id = [7; 16];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        PeerId(id)
+    };
+    const WORKERS: u32 = 50_000;
+    for n in 0..WORKERS {
+        stage.register(worker(n), 1);
+        let mut key = [0; 16];
+        key[..4].copy_from_slice(&n.to_be_bytes());
+        stage.client(id(9), Call { key: Key(key), ..call(1) }, b"");
+        stage.sent.clear();
+    }
+    stage.wait_ms(10);
+    stage.told.clear();
+    say(&mut stage, WantSnapshot { of: me() }.into());
+    stage.wait_ms(10);
+    // Another broker hears it all, and each part fits its header.
+    let mut heard = Stage::new(Settings::default());
+    (0..WORKERS).for_each(|n| heard.register(worker(n), 2));
+    let shares = std::mem::take(&mut stage.told);
+    assert!(shares.len() > 1);
+    for mut share in shares {
+        share.steer = Steer::Owner(other);
+        let (first, rest) = share.encode();
+        let frames = std::iter::once(first.into()).chain(rest).collect();
+        heard.event(Event::FromState(Packet::decode(frames).unwrap()));
+    }
+    assert!(heard.mesh.loads().all(|load| load.level == 1));
+    let asked = heard.told.iter().any(|packet| packet.message == WantSnapshot { of: other }.into());
+    assert!(!asked, "nothing was missing");
+}

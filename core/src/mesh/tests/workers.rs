@@ -123,3 +123,37 @@ fn an_answer_behind_a_goodbye_still_counts() {
     assert_eq!(stage.replies()[0].1, Code::Unavailable, "and nobody else came");
     stage.idle();
 }
+
+#[test]
+fn a_worker_whose_queue_is_full_is_not_gone() {
+    let mut stage = Stage::new(Settings::default());
+    let give_back = |stage: &mut Stage, to, message: Message, body: Body, full| {
+        let mut packet = Stage::packet(WORKER_PIPE, to, message, b"");
+        (packet.body, packet.bounced, packet.full) = (body, true, full);
+        stage.event(Event::FromPipe(Link::Worker(0), packet));
+    };
+    (1..=2).for_each(|n| stage.register(id(n), 10));
+    stage.client(id(9), call(1), b"");
+    let (to, work) = stage.works().remove(0);
+    give_back(&mut stage, to, work.into(), Body::EMPTY, true);
+    // The other one gets it, and what comes in the next moment.
+    (2..=4).for_each(|n| stage.client(id(9), call(n), b""));
+    assert!(stage.works().iter().all(|(worker, _)| *worker == id(2)));
+    stage.wait_ms(60);
+    stage.client(id(9), call(5), b"");
+    assert_eq!(stage.works()[0].0, id(1), "and then it has a place in the pick as before");
+    // An EZ worker that is gone takes what it holds with it; one that is full does not.
+    for (full, answered) in [(true, 0), (false, 2)] {
+        let mut stage = Stage::new(Settings::default());
+        stage.ez(Link::Worker(0), WORKER_PIPE, super::ez::ez_beat(b"w"), &[]);
+        stage.ez(Link::In(0), IN_PIPE, super::ez::ez_call(b"c", b"1111"), &[b"x"]);
+        stage.wait_ms(4_000);
+        stage.ez(Link::Worker(0), WORKER_PIPE, super::ez::ez_beat(b"w"), &[]);
+        stage.ez(Link::In(0), IN_PIPE, super::ez::ez_call(b"c", b"2222"), &[b"x"]);
+        let second = stage.ez_works().remove(1);
+        give_back(&mut stage, PeerId::default(), second.into(), Body::Frames(vec![]), full);
+        assert_eq!(stage.ez_answers().len(), answered);
+        stage.wait_ms(60);
+        assert_eq!(stage.ez_works().len(), usize::from(full), "tried again a moment later");
+    }
+}
