@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use zex_client::Code;
+
 use crate::body;
 use crate::effects::Effect;
 use crate::load::Entry;
@@ -16,6 +18,8 @@ pub type Effects = HashMap<[u8; 16], Vec<Effect>>;
 pub const HEALED: Duration = Duration::from_secs(3);
 /// And stay so: looked at for so long.
 const STAYS: Duration = Duration::from_secs(2);
+/// What a worker takes at once, so what a dead one can have held.
+pub const HELD_AT_MOST: usize = 100;
 /// Latency is normal again so long after a fault.
 pub const NORMAL: Duration = Duration::from_secs(2);
 /// A p99 is normal if it is not more than so many times that of a quiet time,
@@ -99,12 +103,20 @@ impl Normal {
     /// # Panics
     /// If it was not.
     pub fn again(&self, what: &str, entries: &[Entry], fault: Instant, to: Instant) {
-        let after = p99(entries, fault + NORMAL, to);
-        let during = p99(entries, fault, fault + NORMAL);
-        println!("{what}: p99 {during:?}, then {after:?}; {:?} in quiet times", self.p99);
-        let after = after.unwrap_or_else(|| panic!("{what}: no call was due afterwards"));
+        println!("{what}: p99 {:?} at first", p99(entries, fault, fault + NORMAL));
+        self.during(what, entries, fault + NORMAL, to);
+    }
+
+    /// Latency was normal all this time.
+    ///
+    /// # Panics
+    /// If it was not.
+    pub fn during(&self, what: &str, entries: &[Entry], from: Instant, to: Instant) {
+        let there = p99(entries, from, to);
+        println!("{what}: p99 {there:?}, {:?} in quiet times", self.p99);
+        let there = there.unwrap_or_else(|| panic!("{what}: no call was due"));
         let most = (self.p99 * NORMAL_TIMES).max(NORMAL_FLOOR);
-        assert!(after <= most, "{what}: p99 {after:?}, most {most:?}");
+        assert!(there <= most, "{what}: p99 {there:?}, most {most:?}");
     }
 }
 
@@ -163,4 +175,29 @@ pub fn old_rights(entries: &[OldEntry], effects: &Effects, spared: &[(Instant, I
     }
     println!("old dialect: {} requests, {lost} lost with a peer, {refused} ERR", entries.len());
     assert!(!entries.is_empty());
+}
+
+/// Every call was answered, save those that are not idempotent and were at a worker that was killed,
+/// which end `UNAVAILABLE`. Only idempotent ones have a second effect, and then the first was a dead
+/// worker's, or the call was sent again to a broker that could not know of it.
+///
+/// # Panics
+/// If it was not so. So many workers were killed.
+pub fn lost_with_workers_only(entries: &[Entry], effects: &Effects, killed: usize) {
+    let (mut failed, mut again) = (0, 0);
+    for entry in entries {
+        let of_key = effects.get(&entry.key).map_or(&[][..], Vec::as_slice);
+        match &entry.outcome {
+            Ok(_) => assert!(!of_key.is_empty(), "{entry:?} was answered and never run"),
+            Err(status) => {
+                assert_eq!(status.code, Code::Unavailable, "{entry:?}, {of_key:?}");
+                assert!(!entry.idempotent, "{entry:?}, {of_key:?}");
+                failed += 1;
+            }
+        }
+        assert!(of_key.len() <= 1 || entry.idempotent, "{entry:?}: {of_key:?}");
+        again += usize::from(of_key.len() > 1);
+    }
+    println!("{failed} calls UNAVAILABLE, {again} run again, {killed} workers killed");
+    assert!(failed <= killed * HELD_AT_MOST, "{failed} with {killed} workers");
 }

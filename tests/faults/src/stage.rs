@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use zex_client::{Client, ClientOptions};
+use zex_spec::{BrokerId, Incarnation, PeerId};
 
 use crate::load::SERVICES;
 use crate::program::{Program, zex};
@@ -298,6 +299,31 @@ impl Stage {
             Command::new(zex()).args(arguments).args(["--in-pipe", &pipes]).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Said { ok: output.status.success(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// The ids of the brokers that one of them hears, as `zex brokers --json` has them.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn broker_ids(&self) -> Vec<BrokerId> {
+        let said = self.zex(&["brokers", "--json"]);
+        assert!(said.ok, "{said:?}");
+        let id = |line: &str| {
+            let broker: Value = serde_json::from_str(line).unwrap();
+            let hex = broker["id"].as_str().unwrap().replace('.', "");
+            Incarnation(u64::from_str_radix(&hex, 16).unwrap())
+        };
+        said.out.lines().map(id).collect()
+    }
+
+    /// The instance id of a native worker, as it has said it.
+    ///
+    /// # Panics
+    /// If it has not.
+    pub fn worker_id(&mut self, name: &str) -> PeerId {
+        let line = self.program_mut(name).first_line();
+        let hex = line.strip_prefix("ready ").unwrap();
+        PeerId(u128::from_str_radix(hex, 16).unwrap().to_be_bytes())
     }
 
     /// What `zex workers --json` says: assigned, and in flight by the last beat, by name.

@@ -5,7 +5,9 @@
 
 mod brokers_and_pipes;
 mod cut_off;
+mod flood;
 mod keys;
 mod rolling;
 mod slow;
+mod soak;
 mod worker_kill;
