@@ -175,6 +175,11 @@ impl Client {
         Ok(Replies::new(Arc::clone(&self.shared), key, receiver))
     }
 
+    /// Whether its thread runs. It ends before its client only if libzmq fails.
+    pub fn is_running(&self) -> bool {
+        !self.shared.door.room.is_closed()
+    }
+
     /// What the brokers say of the mesh.
     pub fn mesh(&self) -> Mesh<'_> {
         Mesh::new(self)

@@ -14,10 +14,21 @@ use zex_pipeline::problem::Problems;
 
 use crate::known::Asked;
 use crate::scheduler::Shared;
-use crate::store::{DescriptorId, SharedStore, StoredRun};
+use crate::store::{DescriptorId, SharedStore, StoreError, StoredRun};
 
 /// The most bytes of parameters: they are evaluated into every item.
 const PARAMETERS_MAX_BYTES: usize = 1 << 20;
+
+/// Why a kept run is not loaded.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    /// The store does not give it now.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What is kept of it is not understood, and will not be by trying again.
+    #[error("{0}")]
+    Broken(String),
+}
 
 /// A pipeline that is ready to run.
 pub(crate) struct Prepared {
@@ -54,20 +65,21 @@ impl Prepared {
     }
 
     /// Makes the plan of a kept run again.
-    pub(crate) async fn again(store: &SharedStore, run: &StoredRun) -> Result<Self, String> {
+    pub(crate) async fn again(store: &SharedStore, run: &StoredRun) -> Result<Self, LoadError> {
+        let missing = || LoadError::Broken("descriptors of it are missing".to_owned());
         let definition = definition::parse(&run.definition).map_err(words)?;
         let parameters = parameters(&definition, &run.parameters_json).map_err(words)?;
         let mut sets = BTreeMap::new();
         for id in &run.descriptors {
-            let set = store.descriptors(*id).await.map_err(|error| error.to_string())?;
-            sets.insert(*id, set.ok_or_else(|| "descriptors of it are missing".to_owned())?);
+            sets.insert(*id, store.descriptors(*id).await?.ok_or_else(missing)?);
         }
         let mut catalog = Catalog::default();
         for step in &definition.steps {
             // Every set was kept for one of the services; which one, it says itself.
             let found = sets.values().any(|set| catalog.insert(&step.service, set).is_ok());
             if !found {
-                return Err(format!("no descriptors of {} were kept with it", step.service));
+                let why = format!("no descriptors of {} were kept with it", step.service);
+                return Err(LoadError::Broken(why));
             }
         }
         let plan = Arc::new(Plan::new(definition, &catalog).map_err(words)?);
@@ -84,6 +96,6 @@ fn parameters(definition: &Definition, json: &str) -> Result<Value, Problems> {
     definition.parameters(json)
 }
 
-fn words(problems: Problems) -> String {
-    format!("its definition is not understood any more: {problems}")
+fn words(problems: Problems) -> LoadError {
+    LoadError::Broken(format!("its definition is not understood any more: {problems}"))
 }

@@ -114,21 +114,28 @@ impl Scheduler {
     }
 
     /// Stops: takes no more requests, answers those it has, lets every run write down
-    /// what it knows, and ends. Runs go on when a scheduler starts on the same store.
+    /// what it knows, and ends: in `timeout`, all together. Runs go on when a scheduler starts on
+    /// the same store.
     pub async fn stop(self, timeout: Duration) {
+        let until = tokio::time::Instant::now() + timeout;
         // Watchers would wait for runs that do not go on: their streams end first.
         self.shared.stopping.send_replace(true);
         self.worker.drain(timeout).await;
         let mut tasks = std::mem::take(&mut self.shared.runs().tasks);
         let ended = async { while tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(timeout, ended).await.is_err() {
+        if tokio::time::timeout_at(until, ended).await.is_err() {
             tracing::warn!("some runs did not stop in time; the store has what they recorded");
         }
     }
 
     /// How many runs have not ended.
     pub fn live_runs(&self) -> usize {
-        self.shared.runs().live.len()
+        self.shared.live_count()
+    }
+
+    /// Whether it can still hear the mesh: false when a thread of its sockets has ended by itself.
+    pub fn is_running(&self) -> bool {
+        self.worker.is_running() && self.shared.client.is_running()
     }
 }
 

@@ -108,6 +108,9 @@ async fn start(
     wanted: proto::RunRequest,
     request_key: [u8; 16],
 ) -> Result<proto::RunReply, Status> {
+    if let Some(reply) = known(shared, request_key).await? {
+        return Ok(reply);
+    }
     let prepared = prepare(shared, &wanted).await?;
     if shared.live_count() >= LIVE_RUNS_MAX {
         let text =
@@ -133,6 +136,7 @@ async fn start(
     let run_id = match kept.await {
         Ok(Created::New) => {
             shared.spawn(id.clone(), Some(prepared));
+            tracing::info!(run = id, name, "a run is accepted");
             id
         }
         // The same request came before: its run is running or has ended.
@@ -143,8 +147,21 @@ async fn start(
             return Err(Status::new(status.code, text));
         }
     };
-    tracing::info!(run = run_id, name, "a run is accepted");
     Ok(proto::RunReply { run_id, name })
+}
+
+/// The run that the same request has made before. Asked first of all: that run is kept, whatever
+/// has become of its services or of the room for more since.
+async fn known(
+    shared: &Arc<Shared>,
+    request_key: [u8; 16],
+) -> Result<Option<proto::RunReply>, Status> {
+    let broken = |error| store_status(&error);
+    let Some(run_id) = shared.store.by_key(request_key).await.map_err(broken)? else {
+        return Ok(None);
+    };
+    let row = shared.store.run(run_id.clone()).await.map_err(broken)?;
+    Ok(row.map(|row| proto::RunReply { run_id, name: row.name }))
 }
 
 async fn prepare(shared: &Arc<Shared>, wanted: &proto::RunRequest) -> Result<Prepared, Status> {
@@ -244,7 +261,8 @@ async fn add_outputs(
     view: &mut proto::RunView,
 ) -> Result<(), Status> {
     let broken = |why: String| Status::new(Code::DataLoss, format!("run {}: {why}", row.id));
-    let plan = Prepared::again(&shared.store, row).await.map_err(broken)?.plan;
+    let plan = Prepared::again(&shared.store, row).await;
+    let plan = plan.map_err(|error| broken(error.to_string()))?.plan;
     let mut after = 0;
     loop {
         let query = ReadQuery { run: row.id.clone(), after, events: true, max_bytes: PAGE_BYTES };

@@ -15,13 +15,14 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use zex_pipeline::record::Record;
 use zex_pipeline::run::{Action, Event, Run, StepView, Time};
 use zex_pipeline::state::RunState;
 
 use crate::calls::Calls;
-use crate::prepare::Prepared;
+use crate::prepare::{LoadError, Prepared};
 use crate::scheduler::{Shared, now, stopped};
 use crate::store::{Append, NewRecord, NewState, Pending, ReadQuery, StoreError};
 use crate::views::{encode_steps, final_steps};
@@ -87,6 +88,8 @@ enum Left {
     Over,
     /// It has to be loaded again.
     Evicted(String),
+    /// It cannot be loaded, for a reason that is its own and not the store's.
+    Unloadable(String),
     /// The scheduler stops.
     Stopping,
 }
@@ -107,18 +110,21 @@ impl RunTask {
                     left
                 }
                 Ok(None) => Left::Over,
-                Err(why) => Left::Evicted(why),
+                Err(LoadError::Store(error)) => Left::Evicted(error.to_string()),
+                Err(LoadError::Broken(why)) => Left::Unloadable(why),
             };
+            let unloadable = matches!(left, Left::Unloadable(_));
             match left {
                 Left::Over => break,
                 Left::Stopping => return,
-                Left::Evicted(why) => {
+                Left::Evicted(why) | Left::Unloadable(why) => {
                     tracing::warn!(run = self.id, why, "the run is stalled");
                     self.stall(&why);
-                    if self.wait(wait, &why).await {
-                        return;
+                    match self.wait(wait, &why, unloadable).await {
+                        Waited::Enough => wait = (wait * 2).min(AGAIN_LONGEST),
+                        Waited::Cancelled => break,
+                        Waited::Stopping => return,
                     }
-                    wait = (wait * 2).min(AGAIN_LONGEST);
                 }
             }
         }
@@ -129,27 +135,59 @@ impl RunTask {
         why.clone_into(&mut self.stalled.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Waits before the run is loaded again. True when the scheduler stops.
-    async fn wait(&mut self, wait: Duration, why: &str) -> bool {
+    /// Waits before the run is loaded again.
+    async fn wait(&mut self, wait: Duration, why: &str, unloadable: bool) -> Waited {
         let mut until = pin!(tokio::time::sleep(wait));
         loop {
-            tokio::select! {
-                () = &mut until => return false,
-                () = stopped(&mut self.stopping) => return true,
-                Some(command) = self.commands.recv() => if let Command::Cancel(_, answer) = command {
-                    let refused = format!("the run is stalled and cannot be cancelled now: {why}");
-                    let _gone = answer.send(Err(refused)).is_err();
+            let (reason, answer) = tokio::select! {
+                () = &mut until => return Waited::Enough,
+                () = stopped(&mut self.stopping) => return Waited::Stopping,
+                Some(command) = self.commands.recv() => match command {
+                    Command::Cancel(reason, answer) => (reason, answer),
+                    Command::View(_) => continue,
                 },
+            };
+            let cancelled = match unloadable {
+                true => self.cancel_unloaded(reason).await.map_err(|error| error.to_string()),
+                false => Err(why.to_owned()),
+            };
+            let done = cancelled.is_ok();
+            let told = cancelled
+                .map_err(|why| format!("the run is stalled and cannot be cancelled now: {why}"));
+            let _gone = answer.send(told).is_err();
+            if done {
+                return Waited::Cancelled;
             }
         }
     }
 
-    /// Loads the run; none when it has ended.
-    async fn load(&self, prepared: Option<Prepared>) -> Result<Option<(Run, u64)>, String> {
-        let words = |error: StoreError| error.to_string();
+    /// Writes down that a run is cancelled which nobody can load: it has nothing in flight, and
+    /// would be listed as stalled for ever.
+    async fn cancel_unloaded(&self, reason: String) -> Result<(), StoreError> {
         let store = &self.shared.store;
-        let row = store.run(self.id.clone()).await.map_err(words)?;
-        let row = row.ok_or_else(|| "it is not in the store any more".to_owned())?;
+        let epoch = store.claim(self.id.clone()).await?;
+        let after = self.journal(|_| Ok::<(), StoreError>(())).await?;
+        let at_ms = now().0;
+        let state = RunState::Cancelled;
+        let record = Record::Run { at_ms, state, reason: reason.clone() };
+        store
+            .append(Append {
+                run: self.id.clone(),
+                epoch,
+                after,
+                records: vec![NewRecord { body: record.encode().into(), event: true }],
+                state: Some(NewState { state, reason, ended_ms: Some(at_ms), steps: None }),
+            })
+            .await?;
+        self.seen.send_replace(after + 1);
+        Ok(())
+    }
+
+    /// Loads the run; none when it has ended.
+    async fn load(&self, prepared: Option<Prepared>) -> Result<Option<(Run, u64)>, LoadError> {
+        let store = &self.shared.store;
+        let row = store.run(self.id.clone()).await?;
+        let row = row.ok_or_else(|| StoreError::NoRun(self.id.clone()))?;
         if row.state.is_end() {
             return Ok(None);
         }
@@ -157,8 +195,22 @@ impl RunTask {
             Some(prepared) => prepared,
             None => Prepared::again(store, &row).await?,
         };
-        let epoch = store.claim(self.id.clone()).await.map_err(words)?;
+        let epoch = store.claim(self.id.clone()).await?;
         let mut run = Run::new(&self.id, prepared.plan, prepared.parameters);
+        self.journal(|body| {
+            let broken = |why: String| LoadError::Broken(format!("its journal: {why}"));
+            let record = Record::decode(body).map_err(|error| broken(error.to_string()))?;
+            run.replay(&record).map_err(|error| broken(error.to_string()))
+        })
+        .await?;
+        Ok(Some((run, epoch)))
+    }
+
+    /// Reads the whole journal; how many records it has.
+    async fn journal<E: From<StoreError>>(
+        &self,
+        mut take: impl FnMut(&Bytes) -> Result<(), E>,
+    ) -> Result<u64, E> {
         let mut after = 0;
         loop {
             let query = ReadQuery {
@@ -167,16 +219,22 @@ impl RunTask {
                 events: false,
                 max_bytes: REPLAY_PAGE_BYTES,
             };
-            let page = store.read(query).await.map_err(words)?;
-            let Some((last, _)) = page.last() else { break };
+            let page = self.shared.store.read(query).await?;
+            let Some((last, _)) = page.last() else { return Ok(after) };
             after = *last;
-            for (_, body) in &page {
-                let record = Record::decode(body).map_err(|error| error.to_string())?;
-                run.replay(&record).map_err(|error| error.to_string())?;
-            }
+            page.iter().try_for_each(|(_, body)| take(body))?;
         }
-        Ok(Some((run, epoch)))
     }
+}
+
+/// Why a wait came to an end.
+enum Waited {
+    /// It was long enough.
+    Enough,
+    /// The run was cancelled meanwhile.
+    Cancelled,
+    /// The scheduler stops.
+    Stopping,
 }
 
 /// A run that is being driven.
@@ -364,7 +422,7 @@ impl<'a> Drive<'a> {
     fn leave(self, left: Left) -> Left {
         let answer = match &left {
             Left::Over => Ok(()),
-            Left::Evicted(why) => Err(format!("the run is stalled: {why}")),
+            Left::Evicted(why) | Left::Unloadable(why) => Err(format!("the run is stalled: {why}")),
             Left::Stopping => Err("the scheduler stops".to_owned()),
         };
         for cancel in self.cancels {

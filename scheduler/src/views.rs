@@ -143,18 +143,8 @@ pub(crate) fn events(
             }),
         ),
         Record::Failed { at_ms, step, attempts } => {
-            let event = |failed: &FailedAttempt| proto::RunEvent {
-                offset,
-                at_ms: signed(*at_ms),
-                event: Some(Event::Attempt(proto::AttemptFailed {
-                    step_id: step_id(*step),
-                    item: failed.item,
-                    attempt: failed.attempt,
-                    code: failed.code,
-                    message: format!("{}: {}", code_name(failed.code), failed.message),
-                })),
-            };
-            attempts.iter().map(event).collect()
+            let event = |failed| Event::Attempt(attempt_failed(step_id(*step), failed));
+            attempts.iter().flat_map(|failed| one(*at_ms, event(failed))).collect()
         }
         Record::Progress { at_ms, steps } => {
             let view = |(step, counts): &(u32, Counts)| {
@@ -164,6 +154,16 @@ pub(crate) fn events(
             one(*at_ms, Event::Progress(proto::Progress { steps }))
         }
         Record::Opened { .. } | Record::Items { .. } | Record::Done { .. } => Vec::new(),
+    }
+}
+
+fn attempt_failed(step_id: String, failed: &FailedAttempt) -> proto::AttemptFailed {
+    proto::AttemptFailed {
+        step_id,
+        item: failed.item,
+        attempt: failed.attempt,
+        code: failed.code,
+        message: format!("{}: {}", code_name(failed.code), failed.message),
     }
 }
 

@@ -183,17 +183,29 @@ async fn a_service_that_came_and_went_is_still_known() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_is_sent_twice_is_one_run() {
     let world = World::start().await;
-    let _scheduler = world.scheduler(Arc::new(MemoryStore::default())).await;
-    let request = proto::RunRequest { definition: ASSIGN.into(), parameters_json: String::new() };
+    let store: zex_scheduler::store::SharedStore = Arc::new(MemoryStore::default());
+    let scheduler = world.scheduler(Arc::clone(&store)).await;
+    let request = |definition: &str| {
+        let definition = definition.to_owned();
+        let request = proto::RunRequest { definition, parameters_json: String::new() };
+        Call::new(SERVICE, "Run", request.encode_to_vec()).key(Key([7; 16]))
+    };
     let mut ids = Vec::new();
     for _ in 0..2 {
-        let call = Call::new(SERVICE, "Run", request.encode_to_vec()).key(Key([7; 16]));
-        let reply = proto::RunReply::decode(world.client.unary(call).await.unwrap()).unwrap();
-        ids.push(reply.run_id);
+        let reply = world.client.unary(request(ASSIGN)).await.unwrap();
+        ids.push(proto::RunReply::decode(reply).unwrap().run_id);
     }
     assert_eq!(ids[0], ids[1]);
     world.ended(&ids[0]).await;
     assert_eq!(world.groups.calls.load(Ordering::SeqCst), 100);
+    scheduler.stop(world::PATIENCE).await;
+    drop(world);
+    // Where no worker and no broker remembers the key the store does, before anything is checked.
+    let world = World::empty().await;
+    let _scheduler = world.scheduler(store).await;
+    let reply = world.client.unary(request("not understood any more")).await.unwrap();
+    let reply = proto::RunReply::decode(reply).unwrap();
+    assert_eq!((reply.run_id, reply.name.as_str()), (ids.remove(0), "assign"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

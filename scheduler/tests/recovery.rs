@@ -10,7 +10,9 @@ use std::sync::atomic::Ordering;
 use world::{ASSIGN, Narrow, World, open, until};
 use zex_client::Code;
 use zex_pipeline::record::Record;
-use zex_scheduler::store::{ReadQuery, SharedStore, SqliteOptions};
+use zex_pipeline::run::{Run, Time};
+use zex_pipeline::state::RunState;
+use zex_scheduler::store::{MemoryStore, NewRecord, NewRun, ReadQuery, SharedStore, SqliteOptions};
 use zex_spec::proto;
 
 const USERS: i64 = 5000;
@@ -145,6 +147,46 @@ async fn a_run_goes_on_by_itself_when_there_is_room_and_repeats_nothing() {
     assert_eq!((view.state(), view.stalled.as_str()), (proto::RunState::Succeeded, ""));
     assert!(world.groups.is_right(USERS, 3));
     assert_eq!(world.groups.calls.load(Ordering::SeqCst), USERS as u64, "each was called once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_cannot_be_loaded_can_be_cancelled() {
+    let world = World::start().await;
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    // One whose descriptors were not kept, and one whose definition means nothing any more.
+    for (id, definition) in [("1", ASSIGN), ("2", "name: x\nsteps: what is this")] {
+        let began = NewRecord { body: Run::first_records(Time(5))[0].encode().into(), event: true };
+        let run = NewRun {
+            id: id.into(),
+            name: "assign".into(),
+            definition: definition.into(),
+            parameters_json: String::new(),
+            descriptors: Vec::new(),
+            request_key: [id.as_bytes()[0]; 16],
+            created_ms: 5,
+            state: RunState::Running,
+            records: vec![began],
+        };
+        store.create(run).await.unwrap();
+    }
+    let scheduler = world.scheduler(Arc::clone(&store)).await;
+    for id in ["1", "2"] {
+        let list = proto::ListRunsRequest { unfinished: true, ..Default::default() };
+        until("the run is stalled", || async {
+            let runs = world.ask::<proto::ListRunsReply>("List", &list).await.unwrap().runs;
+            runs.iter().any(|run| run.run_id == id && !run.stalled.is_empty())
+        })
+        .await;
+        let request = proto::CancelRunRequest { run_id: id.into(), reason: "enough".into() };
+        let view: proto::RunView = world.ask("Cancel", &request).await.unwrap();
+        assert_eq!((view.state(), view.reason.as_str()), (proto::RunState::Cancelled, "enough"));
+        let row = store.run(id.to_owned()).await.unwrap().unwrap();
+        assert!(row.state == RunState::Cancelled && row.ended_ms.is_some());
+        let query = ReadQuery { run: id.into(), after: 1, events: true, max_bytes: 1_000 };
+        let page = store.read(query).await.unwrap();
+        assert!(matches!(Record::decode(&page[0].1), Ok(Record::Run { .. })) && page.len() == 1);
+    }
+    until("both are forgotten", || async { scheduler.live_runs() == 0 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -103,6 +103,11 @@ impl Shared {
         commands.look() && !self.stopped.load(Ordering::Acquire)
     }
 
+    /// Whether the thread has ended.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
     /// Notes that a service is to be served. False if there are too many.
     pub(crate) fn may_serve(&self, service: &str) -> bool {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);

@@ -95,6 +95,11 @@ impl WorkerHandle {
         }
     }
 
+    /// Whether it is in the mesh: false once it was drained, or if its thread has ended by itself.
+    pub fn is_running(&self) -> bool {
+        !self.owner.shared.has_stopped()
+    }
+
     /// Work that is not answered yet.
     pub fn in_flight(&self) -> usize {
         self.owner.shared.in_flight()

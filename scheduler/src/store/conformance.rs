@@ -112,6 +112,8 @@ fn a_request_that_comes_twice_makes_one_run() {
         assert_eq!(store.create(new_run("r1", 1)).await, Ok(Created::New));
         let known = Created::Known { id: "r1".to_owned() };
         assert_eq!(store.create(new_run("r2", 1)).await, Ok(known));
+        assert_eq!(store.by_key([1; 16]).await, Ok(Some("r1".to_owned())));
+        assert_eq!(store.by_key([2; 16]).await, Ok(None));
         assert_eq!(store.create(new_run("r2", 2)).await, Ok(Created::New));
         let both = store.runs(RunsQuery { limit: 10, ..RunsQuery::default() }).await.unwrap();
         assert_eq!(both.len(), 2);

@@ -79,6 +79,10 @@ impl Store for MemoryStore {
         })
     }
 
+    fn by_key(&self, request_key: [u8; 16]) -> Pending<Option<String>> {
+        self.with(|kept| Ok(kept.keys.get(&request_key).cloned()))
+    }
+
     fn claim(&self, run: String) -> Pending<u64> {
         self.with(|kept| {
             let run = kept.run(&run)?;

@@ -224,6 +224,8 @@ pub type StoredRecord = (u64, Bytes);
 pub trait Store: Send + Sync + 'static {
     /// Keeps a run with its first records.
     fn create(&self, run: NewRun) -> Pending<Created>;
+    /// The id of the run that was made under this request key.
+    fn by_key(&self, request_key: [u8; 16]) -> Pending<Option<String>>;
     /// Makes the caller the owner of a run: the epoch that its appends must carry.
     fn claim(&self, run: String) -> Pending<u64>;
     /// Adds records to a journal.

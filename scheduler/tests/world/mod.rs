@@ -365,6 +365,9 @@ impl Store for Narrow {
     fn create(&self, run: NewRun) -> Pending<Created> {
         self.room(|store| store.create(run))
     }
+    fn by_key(&self, request_key: [u8; 16]) -> Pending<Option<String>> {
+        self.store.by_key(request_key)
+    }
     fn claim(&self, run: String) -> Pending<u64> {
         self.room(|store| store.claim(run))
     }

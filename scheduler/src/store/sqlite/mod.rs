@@ -82,6 +82,10 @@ impl Store for SqliteStore {
         self.ask(Want::Write, move |connection| statements::create(connection, &run))
     }
 
+    fn by_key(&self, request_key: [u8; 16]) -> Pending<Option<String>> {
+        self.ask(Want::Read, move |connection| statements::by_key(connection, request_key))
+    }
+
     fn claim(&self, run: String) -> Pending<u64> {
         self.ask(Want::Write, move |connection| statements::claim(connection, &run))
     }

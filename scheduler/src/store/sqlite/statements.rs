@@ -13,11 +13,7 @@ use super::super::{
 use super::thread::Failure;
 
 pub(super) fn create(connection: &Connection, run: &NewRun) -> Result<Created, Failure> {
-    let known: Option<String> = connection
-        .prepare_cached("SELECT id FROM runs WHERE request_key = ?1")?
-        .query_row([run.request_key], |row| row.get(0))
-        .optional()?;
-    if let Some(id) = known {
+    if let Some(id) = by_key(connection, run.request_key)? {
         return Ok(Created::Known { id });
     }
     let descriptors: Vec<u8> = run.descriptors.iter().flat_map(|id| id.0).collect();
@@ -40,6 +36,17 @@ pub(super) fn create(connection: &Connection, run: &NewRun) -> Result<Created, F
         ])?;
     insert_records(connection, connection.last_insert_rowid(), 0, &run.records)?;
     Ok(Created::New)
+}
+
+pub(super) fn by_key(
+    connection: &Connection,
+    request_key: [u8; 16],
+) -> Result<Option<String>, Failure> {
+    let known = connection
+        .prepare_cached("SELECT id FROM runs WHERE request_key = ?1")?
+        .query_row([request_key], |row| row.get(0))
+        .optional()?;
+    Ok(known)
 }
 
 pub(super) fn claim(connection: &Connection, run: &str) -> Result<u64, Failure> {
