@@ -7,7 +7,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    adapter, broker, brokers, call, demo, pipe, pipeline, scheduler, services, up, workers,
+    adapter, bench, broker, brokers, call, demo, pipe, pipeline, scheduler, services, up, workers,
 };
 
 /// A ZeroMQ broker mesh with heartbeating workers, and a durable pipeline engine on top of it.
@@ -47,6 +47,7 @@ pub(crate) enum Commands {
     Scheduler(scheduler::SchedulerArgs),
     Adapter(adapter::AdapterArgs),
     Call(call::CallArgs),
+    Bench(bench::BenchArgs),
     Services(services::ServicesArgs),
     Workers(workers::WorkersArgs),
     Brokers(brokers::BrokersArgs),
@@ -64,7 +65,7 @@ impl Commands {
             | Self::Adapter(_) => true,
             // The demo's results are its summary.
             Self::Demo(_) | Self::Call(_) | Self::Services(_) | Self::Workers(_) => false,
-            Self::Brokers(_) | Self::Pipeline(_) => false,
+            Self::Brokers(_) | Self::Pipeline(_) | Self::Bench(_) => false,
         }
     }
 
@@ -78,6 +79,7 @@ impl Commands {
             Self::Scheduler(args) => scheduler::run(args).await,
             Self::Adapter(args) => adapter::run(args).await,
             Self::Call(args) => call::run(args).await,
+            Self::Bench(args) => bench::run(args).await,
             Self::Services(args) => services::run(args).await,
             Self::Workers(args) => workers::run(args).await,
             Self::Brokers(args) => brokers::run(args).await,

@@ -1,6 +1,7 @@
 //! The commands, one file each: its part of the command line, and what it does.
 
 pub(crate) mod adapter;
+pub(crate) mod bench;
 pub(crate) mod broker;
 pub(crate) mod brokers;
 pub(crate) mod call;
