@@ -12,11 +12,17 @@
 //! [`Pipe`] is driven by the loops of `zex-plumbing` with real sockets and by the simulator. It
 //! holds no work and sees no header; what the state pipe does needs no decision.
 
+mod handed;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
-use zex_spec::{BEAT_INTERVAL_MS, BEATS_MISSED, BrokerBeat, BrokerId, PeerId, ServiceHash, Steer};
+use bytes::Bytes;
+use zex_spec::{
+    BEAT_INTERVAL_MS, BEATS_MISSED, BrokerBeat, BrokerId, Held, PeerId, ServiceHash, Steer,
+};
 
+use self::handed::Handed;
 use crate::Time;
 
 /// Clients that are remembered so that they can be told of a dead broker. One beyond it is told
@@ -92,6 +98,8 @@ pub struct Pipe {
     heard_last: Option<PeerId>,
     minute_began: Time,
     tellings: VecDeque<Telling>,
+    /// What EZ workers have and have not answered.
+    handed: Handed,
     ticked: Time,
 }
 
@@ -121,6 +129,7 @@ impl Pipe {
             heard_last: None,
             minute_began: now,
             tellings: VecDeque::new(),
+            handed: Handed::default(),
             ticked: now,
         }
     }
@@ -166,6 +175,26 @@ impl Pipe {
         self.heard_last = None;
         self.clients.remove(&client);
         self.clients_before.remove(&client);
+    }
+
+    /// An EZ worker has got the work of this address.
+    pub fn ez_handed(&mut self, now: Time, worker: &Bytes, address: &[u8]) {
+        self.handed.handed(now, worker, address);
+    }
+
+    /// It has answered it.
+    pub fn ez_answered(&mut self, worker: &[u8], address: &[u8]) {
+        self.handed.answered(worker, address);
+    }
+
+    /// It beats: what it holds goes with the beat, since it cannot say so itself.
+    pub fn ez_held(&mut self, now: Time, worker: &[u8]) -> Vec<Held> {
+        self.handed.held(now, worker)
+    }
+
+    /// Its connection has ended.
+    pub fn ez_gone(&mut self, worker: &[u8]) {
+        self.handed.gone(worker);
     }
 
     /// Where an EZ message of a peer goes: a request to its service's home, a reply to its owner,

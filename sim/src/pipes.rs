@@ -72,6 +72,7 @@ impl PipeNode {
             Identity::Broker(_) => return,
         };
         if env.peer_gone {
+            self.pipe.ez_gone(&routing);
             let packet = Packet::from_peer(Steer::All, PeerGone { peer: routing }, Bytes::new());
             self.tell_all(env, packet);
         }
@@ -111,10 +112,12 @@ impl PipeNode {
                 (steer, Message::from(EzCall { peer: routing, id, service }), body)
             }
             Ez::Beat { service } => {
-                (Steer::All, EzBeat { peer: routing, service }.into(), Vec::new())
+                let held = self.pipe.ez_held(env.local(), &routing);
+                (Steer::All, EzBeat { peer: routing, service, held }.into(), Vec::new())
             }
             Ez::Reply { address, id, body } => {
                 let Some(owner) = Address::owner_of(&address) else { return };
+                self.pipe.ez_answered(&routing, &address);
                 (Steer::Owner(owner), EzReply { peer: routing, address, id }.into(), body)
             }
             Ez::Answer { .. } | Ez::Work { .. } => return,
@@ -223,10 +226,14 @@ impl PipeNode {
             }
             _ => return Sent::Gone,
         };
-        match self.peers.get(&Identity::Ez(peer)) {
+        let sent = match self.peers.get(&Identity::Ez(peer)) {
             Some(conn) => env.send(*conn, End::Dialer, Letter::Ez(letter)),
             None => Sent::Gone,
+        };
+        if let (Sent::Taken, Message::EzWork(work)) = (sent, &packet.message) {
+            self.pipe.ez_handed(env.local(), &work.peer, &work.address);
         }
+        sent
     }
 }
 

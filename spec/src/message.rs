@@ -319,6 +319,8 @@ pub struct EzBeat {
     /// The one service that it serves.
     #[serde(with = "crate::message::bin")]
     pub service: Bytes,
+    /// What the pipe has handed to it and has not seen answered: the worker cannot say.
+    pub held: Vec<Held>,
 }
 
 /// Work for an EZ worker, from a broker to the worker pipe. The body frames follow.
@@ -423,7 +425,7 @@ messages! {
     0x33 WantSnapshot [Uint]: "broker → every broker",
     0x41 EzCall [Bin, Bin, Bin]: "in pipe → broker (home)",
     0x42 EzAnswer [Bin, Bin]: "broker → in pipe",
-    0x43 EzBeat [Bin, Bin]: "worker pipe → every broker",
+    0x43 EzBeat [Bin, Bin, List(&Fields(&[Uint, Uint, List(&Uint)]))]: "worker pipe → every broker",
     0x44 EzWork [Bin, Bin, Bin]: "broker → worker pipe",
     0x45 EzReply [Bin, Bin, Bin]: "worker pipe → broker (owner)",
 }

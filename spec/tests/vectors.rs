@@ -73,6 +73,11 @@ fn incarnation(of: Incarnation) -> String {
     format!("{:016x}", of.0)
 }
 
+fn held(held: &Held) -> Value {
+    let Held { owner, seen, numbers } = held;
+    json!({ "owner": incarnation(*owner), "seen": seen, "numbers": numbers })
+}
+
 /// The header of a message as the vectors write it.
 fn fields(message: &Message) -> Value {
     match message {
@@ -104,10 +109,6 @@ fn fields(message: &Message) -> Value {
             "name": m.name, "version": m.version, "capacity": m.capacity, "services": m.services,
         }),
         Message::Heartbeat(m) => {
-            let held = |held: &Held| {
-                let Held { owner, seen, numbers } = held;
-                json!({ "owner": incarnation(*owner), "seen": seen, "numbers": numbers })
-            };
             json!({ "version": m.version, "held": m.held.iter().map(held).collect::<Vec<_>>() })
         }
         Message::BrokerDown(_) | Message::Goodbye(_) | Message::Enquire(_) => json!({}),
@@ -127,7 +128,10 @@ fn fields(message: &Message) -> Value {
             json!({ "peer": hex(&m.peer), "id": hex(&m.id), "service": hex(&m.service) })
         }
         Message::EzAnswer(m) => json!({ "peer": hex(&m.peer), "id": hex(&m.id) }),
-        Message::EzBeat(m) => json!({ "peer": hex(&m.peer), "service": hex(&m.service) }),
+        Message::EzBeat(m) => {
+            let held: Vec<_> = m.held.iter().map(held).collect();
+            json!({ "peer": hex(&m.peer), "service": hex(&m.service), "held": held })
+        }
         Message::EzWork(EzWork { peer, address, id })
         | Message::EzReply(EzReply { peer, address, id }) => {
             json!({ "peer": hex(peer), "address": hex(address), "id": hex(id) })

@@ -274,10 +274,11 @@ class EzAnswer(NamedTuple):
 
 
 class EzBeat(NamedTuple):
-    """The beat of an EZ worker."""
+    """The beat of an EZ worker, with what its pipe knows that it holds."""
 
     peer: bytes
     service: bytes
+    held: Sequence[Held]
 
 
 class EzWork(NamedTuple):
@@ -373,7 +374,7 @@ _KINDS: Dict[int, Tuple[Type[Any], Tuple[_Check, ...]]] = {
     0x33: (WantSnapshot, (_u64,)),
     0x41: (EzCall, (_bin, _bin, _bin)),
     0x42: (EzAnswer, (_bin, _bin)),
-    0x43: (EzBeat, (_bin, _bin)),
+    0x43: (EzBeat, (_bin, _bin, _list(_fields(Held, _u64, _u64, _list(_u64))))),
     0x44: (EzWork, (_bin, _bin, _bin)),
     0x45: (EzReply, (_bin, _bin, _bin)),
 }

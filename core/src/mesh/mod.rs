@@ -343,7 +343,7 @@ impl Mesh {
             (Message::Register(register), _) => self.on_register(now, edge, register),
             (Message::Heartbeat(beat), _) => self.on_heartbeat(now, edge, beat),
             (Message::Goodbye(_), _) => self.on_goodbye(now, &edge.peer),
-            (Message::EzBeat(beat), _) => self.on_ez_beat(now, edge, &beat.peer, &beat.service),
+            (Message::EzBeat(beat), _) => self.on_ez_beat(now, edge, beat),
             (Message::EzReply(reply), Body::Frames(frames)) => {
                 self.on_ez_reply(now, edge, &reply, frames)
             }
@@ -358,7 +358,7 @@ impl Mesh {
         let earlier: Vec<PipeId> = earlier.map(|(pipe, _)| *pipe).collect();
         for pipe in earlier {
             self.pipes.remove(&pipe);
-            self.registry.forget_pipe(pipe);
+            self.pipe_restarted(now, pipe);
         }
         self.pipes.insert(beat.pipe, link);
         if matches!(link, Link::Worker(_)) {

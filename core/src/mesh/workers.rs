@@ -15,8 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use zex_spec::{
-    BEAT_INTERVAL_MS, BEATS_MISSED, Dialect, EZ_BEAT_INTERVAL_MS, Enquire, Heartbeat, Message,
-    Packet, PeerGone, PeerId, PipeId, Register, Steer,
+    BEAT_INTERVAL_MS, BEATS_MISSED, Dialect, EZ_BEAT_INTERVAL_MS, Enquire, EzBeat, Heartbeat, Held,
+    Message, Packet, PeerGone, PeerId, PipeId, Register, Steer,
 };
 
 use super::calls::RETRY_MS;
@@ -68,8 +68,9 @@ impl Mesh {
     }
 
     /// An EZ worker's beat, which is its registration.
-    pub(super) fn on_ez_beat(&mut self, now: Time, edge: Edge, peer: &Bytes, service: &[u8]) {
-        let id = PeerId::of_ez(edge.pipe, peer);
+    pub(super) fn on_ez_beat(&mut self, now: Time, edge: Edge, beat: EzBeat) {
+        let EzBeat { peer, service, held } = beat;
+        let id = PeerId::of_ez(edge.pipe, &peer);
         let slot = match self.registry.worker(&id) {
             Some(slot) => slot,
             None => {
@@ -79,14 +80,18 @@ impl Mesh {
             }
         };
         self.registry.workers[slot].heard_at(edge.path(now));
-        let serves = self.registry.service(Dialect::Ez, service);
+        let serves = self.registry.service(Dialect::Ez, &service);
         let same =
             self.registry.workers[slot].services.iter().any(|(known, _)| Some(*known) == serves);
         if !same {
-            self.registry.serve(slot, Dialect::Ez, &[service], now);
+            self.registry.serve(slot, Dialect::Ez, &[&service], now);
         }
-        self.registry.relevel(slot);
-        self.freed(slot);
+        let lost = self.compare(now, slot, held);
+        for number in lost {
+            // Nobody can be asked whether it ran.
+            let why = "the worker's pipe says that the worker does not have it, and no answer came";
+            self.may_have_begun(now, number, id, why);
+        }
     }
 
     fn new_worker(&mut self, now: Time, id: PeerId, dialect: Dialect, routing: Bytes) -> usize {
@@ -122,9 +127,18 @@ impl Mesh {
         let Some(slot) = current else {
             return self.send_to_worker(path, edge.peer, Enquire {});
         };
+        self.registry.workers[slot].heard_at(path);
+        for number in self.compare(now, slot, beat.held) {
+            self.ask_its_worker(now, number, edge.peer);
+        }
+    }
+
+    /// Compares what a worker is said to hold with our table. Assignments of ours that are lost, by
+    /// number: they are missing since long enough.
+    fn compare(&mut self, now: Time, slot: usize, list: Vec<Held>) -> Vec<u64> {
         let (mut in_flight, mut orphans, mut lost) = (0, 0, Vec::new());
         let (mut seen, mut held) = (0, BTreeSet::new());
-        for entry in beat.held {
+        for entry in list {
             in_flight += entry.numbers.len() as u32;
             if entry.owner == self.me {
                 (seen, held) = (entry.seen, entry.numbers.into_iter().collect());
@@ -133,7 +147,6 @@ impl Mesh {
             }
         }
         let worker = &mut self.registry.workers[slot];
-        worker.heard_at(path);
         // What two owners wait for is one task.
         worker.in_flight = in_flight.saturating_sub(worker.joined.len() as u32);
         worker.orphans = orphans;
@@ -148,8 +161,11 @@ impl Mesh {
             }
         }
         worker.suspects = suspects;
+        // An old worker may ignore a request for ever, so what we gave up does not count there.
+        let native = worker.dialect == Dialect::Native;
         let strangers = held
             .difference(&worker.assigned)
+            .filter(|_| native)
             .map(|number| (*number, worker.strangers.get(number).copied().unwrap_or(now)));
         worker.strangers = strangers.collect();
         // Not at once: a copy of a beat may come by another pipe after the answer that ended it.
@@ -162,9 +178,7 @@ impl Mesh {
         }
         self.freed(slot);
         self.stats.drift += lost.len() as u64;
-        for number in lost {
-            self.ask_its_worker(now, number, edge.peer);
-        }
+        lost
     }
 
     /// A worker leaves and holds nothing.
@@ -222,6 +236,19 @@ impl Mesh {
             );
         }
         self.registry.relevel(slot);
+    }
+
+    /// A worker pipe was restarted. Its EZ workers had their routing ids of it: whoever comes back has
+    /// another, and what they held cannot be answered any more.
+    pub(super) fn pipe_restarted(&mut self, now: Time, pipe: PipeId) {
+        self.registry.forget_pipe(pipe);
+        let ez = self.registry.workers.iter().filter(|(_, worker)| worker.dialect == Dialect::Ez);
+        let its = ez.filter(|(_, worker)| worker.id.0[..8] == pipe.0.to_be_bytes());
+        let its: Vec<usize> = its.map(|(slot, _)| slot).collect();
+        for slot in its {
+            let why = "the worker's pipe was restarted while the worker had the request";
+            self.worker_dead(now, slot, why);
+        }
     }
 
     /// Workers that have missed their beats.

@@ -164,11 +164,13 @@ impl Edge {
         let (steer, message, body) = match ez::decode_from_worker(&frames)? {
             ez::FromWorker::Beat(service) => {
                 self.peer_is_on(who, Dialect::Ez, descriptor);
-                (Steer::All, EzBeat { peer, service }.into(), Vec::new())
+                let held = self.pipe.ez_held(self.now, who);
+                (Steer::All, EzBeat { peer, service, held }.into(), Vec::new())
             }
             ez::FromWorker::Reply { address, id, body } => {
                 let owner = Address::owner_of(&address);
                 let owner = owner.ok_or(Malformed::Address("too short"))?;
+                self.pipe.ez_answered(who, &address);
                 (Steer::Owner(owner), EzReply { peer, address, id }.into(), body)
             }
         };
@@ -288,6 +290,9 @@ impl Edge {
         if sent == Sent::Sent {
             let mut out = out.into_iter().map(|frame| zmq::Message::from(&frame[..])).collect();
             self.finish_to_peer(&mut out);
+            if let Message::EzWork(work) = &packet.message {
+                self.pipe.ez_handed(self.now, &work.peer, &work.address);
+            }
         } else if self.pipe.side() == Side::Worker {
             self.report.stats.bounced += 1;
             let (first, rest) = Packet { bounced: true, full: sent == Sent::WouldBlock, ..packet }.encode();

@@ -8,7 +8,8 @@ pub(super) fn ez_call(peer: &'static [u8], id: &'static [u8]) -> EzCall {
 }
 
 pub(super) fn ez_beat(peer: &'static [u8]) -> EzBeat {
-    EzBeat { peer: Bytes::from_static(peer), service: Bytes::from_static(b"TEST_SERVICE") }
+    let service = Bytes::from_static(b"TEST_SERVICE");
+    EzBeat { peer: Bytes::from_static(peer), service, held: Vec::new() }
 }
 
 #[test]
@@ -177,4 +178,56 @@ fn an_ez_service_may_have_any_bytes_for_a_name() {
     let request = EzCall { service: name, ..ez_call(b"c", b"1234") };
     stage.ez(Link::In(0), IN_PIPE, request, &[b"x"]);
     assert_eq!(stage.ez_works().len(), 1);
+}
+
+#[test]
+fn what_an_ez_worker_never_got_or_answered_in_vain_is_freed_within_nine_seconds() {
+    let mut stage = Stage::new(Settings::default());
+    stage.ez(Link::Worker(0), WORKER_PIPE, ez_beat(b"w"), &[]);
+    for id in [b"1111", b"2222", b"3333"] {
+        stage.ez(Link::In(0), IN_PIPE, ez_call(b"c", id), &[b"x"]);
+    }
+    let begun = stage.now;
+    // Its pipe has handed over 1 and 2 and seen the answer to 1, which was lost; 3 never came.
+    while stage.mesh.assigned().any(|(_, count)| count > 1) {
+        stage.wait_ms(3_000);
+        let held = vec![Held { owner: me(), seen: 2, numbers: vec![2] }];
+        stage.ez(Link::Worker(0), WORKER_PIPE, EzBeat { held, ..ez_beat(b"w") }, &[]);
+        assert!(stage.now.since(begun).as_secs() <= 9);
+    }
+    let ended: Vec<Bytes> = stage.ez_answers().into_iter().map(|answer| answer.1).collect();
+    assert_eq!(ended, ["1111", "3333"]);
+    assert_eq!((stage.mesh.stats().drift, stage.mesh.held_calls()), (2, 1));
+    // What it has still may be answered, late as it is.
+    let address = stage.ez_works().remove(1).address;
+    let (peer, id) = (Bytes::from_static(b"w"), Bytes::from_static(b"2222"));
+    stage.wait_ms(20_000);
+    stage.ez(Link::Worker(0), WORKER_PIPE, EzReply { peer, address, id }, &[b"OK"]);
+    assert_eq!(stage.ez_answers()[0].2, ["OK"]);
+    stage.idle();
+}
+
+#[test]
+fn what_an_ez_worker_holds_for_a_dead_broker_counts() {
+    let mut stage = Stage::new(Settings::default());
+    let dead = Held { owner: Incarnation::new("dead", 1), seen: 9, numbers: vec![8, 9] };
+    stage.ez(Link::Worker(0), WORKER_PIPE, EzBeat { held: vec![dead], ..ez_beat(b"w1") }, &[]);
+    stage.ez(Link::Worker(0), WORKER_PIPE, ez_beat(b"w2"), &[]);
+    for id in [b"1111", b"2222"] {
+        stage.ez(Link::In(0), IN_PIPE, ez_call(b"c", id), &[b"x"]);
+    }
+    assert!(stage.ez_works().iter().all(|work| work.peer == "w2"));
+}
+
+#[test]
+fn ez_workers_die_with_their_pipe() {
+    let mut stage = Stage::new(Settings::default());
+    stage.ez(Link::Worker(0), WORKER_PIPE, ez_beat(b"w"), &[]);
+    stage.ez(Link::In(0), IN_PIPE, ez_call(b"c", b"1111"), &[b"x"]);
+    assert_eq!(stage.ez_works().len(), 1);
+    let pipe = Incarnation(WORKER_PIPE.0 + 1);
+    stage.from(Link::Worker(0), pipe, id(0), PipeBeat { pipe });
+    assert_eq!(stage.ez_answers()[0].2[0], "ERR");
+    assert_eq!(stage.mesh.loads().count(), 0);
+    stage.idle();
 }

@@ -115,6 +115,7 @@ impl Edge {
         };
         if gone {
             self.report.stats.ended += 1;
+            self.pipe.ez_gone(&id);
             let frames = self.wrap(Steer::All, PeerGone { peer: id }.into(), Vec::new());
             self.send_to_all(&frames);
         }
