@@ -70,6 +70,8 @@ pub enum Route {
     Beat,
     /// Mark it and give it back to who sent it; an EZ client is answered `ERR`.
     Bounce,
+    /// Give it back to the broker that sent it, as if its peer had no room.
+    Full,
     /// Drop it and count it: it has no business here.
     Drop,
 }
@@ -94,6 +96,8 @@ pub struct Pipe {
     /// Native clients heard in this minute, and in the one before it.
     clients: BTreeSet<PeerId>,
     clients_before: BTreeSet<PeerId>,
+    /// It is about to stop: what would begin is given back, what has begun goes on.
+    draining: bool,
     /// The one heard last, who is among those of this minute.
     heard_last: Option<PeerId>,
     minute_began: Time,
@@ -107,6 +111,8 @@ mod kind {
     //! Which kinds of message each side may send through a pipe: the table of protocol.md §5. What
     //! is not in it stops here, so that no client speaks as a worker, a pipe or a broker.
 
+    pub(super) const CALL: u8 = 0x01;
+    pub(super) const WORK: u8 = 0x11;
     pub(super) const FROM_CLIENT: [u8; 3] = [0x01, 0x02, 0x03];
     pub(super) const TO_CLIENT: [u8; 3] = [0x04, 0x05, 0x06];
     pub(super) const TO_EZ_CLIENT: u8 = 0x42;
@@ -126,6 +132,7 @@ impl Pipe {
             homes: vec![None; HOME_PLACES],
             clients: BTreeSet::new(),
             clients_before: BTreeSet::new(),
+            draining: false,
             heard_last: None,
             minute_began: now,
             tellings: VecDeque::new(),
@@ -139,12 +146,21 @@ impl Pipe {
         self.side
     }
 
+    /// From now on nothing begins by this pipe: requests and work are given back, so that their
+    /// senders take another. Answers pass, and what else belongs to what has begun.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
     /// Where a native message of a peer goes, by its prefix.
     pub fn from_peer(&mut self, peer: PeerId, kind: u8, steer: Steer) -> Route {
         if self.side == Side::In {
             self.heard(peer);
         }
         match (self.side, steer) {
+            (Side::In, Steer::Home(_) | Steer::Owner(_)) if self.draining && kind == kind::CALL => {
+                Route::Bounce
+            }
             (Side::In, Steer::Home(service)) if kind::FROM_CLIENT.contains(&kind) => {
                 or_bounce(self.home(service))
             }
@@ -201,6 +217,7 @@ impl Pipe {
     /// a beat to all.
     pub fn from_ez(&mut self, steer: Steer) -> Route {
         match (self.side, steer) {
+            (Side::In, Steer::Home(_)) if self.draining => Route::Bounce,
             (Side::In, Steer::Home(service)) => or_bounce(self.home(service)),
             (Side::Worker, Steer::Owner(owner)) => or_bounce(self.owner(owner)),
             (Side::Worker, Steer::All) => Route::AllBrokers,
@@ -212,6 +229,9 @@ impl Pipe {
     pub fn from_broker(&self, kind: u8) -> Route {
         match (self.side, kind) {
             (_, kind::BROKER_BEAT) => Route::Beat,
+            (Side::Worker, kind::WORK) if self.draining => Route::Bounce,
+            // An old worker has this one way: it is not to be taken for dead.
+            (Side::Worker, kind::TO_EZ_WORKER) if self.draining => Route::Full,
             (Side::In, kind::TO_EZ_CLIENT) | (Side::Worker, kind::TO_EZ_WORKER) => Route::EzPeer,
             (Side::In, kind) if kind::TO_CLIENT.contains(&kind) => Route::Peer,
             (Side::Worker, kind) if kind::TO_WORKER.contains(&kind) => Route::Peer,
@@ -409,6 +429,27 @@ mod tests {
         pipe.beat(at_ms(1), all[2], &GOODBYE);
         assert_eq!(pipe.from_peer(client(1), CALL, steer("x")), Route::Bounce);
         assert_eq!(pipe.from_ez(steer("x")), Route::Bounce);
+    }
+
+    #[test]
+    fn a_pipe_that_drains_begins_nothing_and_finishes_what_has_begun() {
+        let a = broker("a", 1);
+        let mut pipe = with_brokers(Side::In, &[a]);
+        pipe.drain();
+        for to in [steer("x"), Steer::Owner(a)] {
+            assert_eq!(pipe.from_peer(client(1), CALL, to), Route::Bounce);
+            assert_eq!(pipe.from_peer(client(1), CANCEL, to), Route::Broker(a));
+        }
+        assert_eq!(pipe.from_ez(steer("x")), Route::Bounce);
+        assert_eq!(pipe.from_broker(REPLY), Route::Peer);
+        assert_eq!(pipe.from_broker(kind::TO_EZ_CLIENT), Route::EzPeer);
+        let mut pipe = with_brokers(Side::Worker, &[a]);
+        pipe.drain();
+        assert_eq!(pipe.from_broker(kind::WORK), Route::Bounce);
+        assert_eq!(pipe.from_broker(kind::TO_EZ_WORKER), Route::Full);
+        assert_eq!(pipe.from_broker(CANCEL), Route::Peer);
+        assert_eq!(pipe.from_peer(client(1), REPLY, Steer::Owner(a)), Route::Broker(a));
+        assert_eq!(pipe.from_peer(client(1), HEARTBEAT, Steer::All), Route::AllBrokers);
     }
 
     #[test]

@@ -36,6 +36,13 @@ const TELLINGS_A_TURN: usize = 128;
 /// How often one message is steered anew because the broker it was steered to is found dead.
 const MAX_STEERINGS: usize = 8;
 
+/// A pipe that drains ends when nothing has passed for so long, ms: by then a client that waits has
+/// sent its call again by another pipe (that takes 1.125 s), or knows that a broker has it.
+const QUIET_MS: u64 = 1_200;
+/// It ends then at the latest, ms: a call that is given back by every pipe for 5 s fails, and the
+/// pipe may be the only one and needs time to start again.
+const DRAIN_MAX_MS: u64 = 3_000;
+
 /// The thread of an in pipe or a worker pipe.
 pub(super) struct Edge {
     id: PipeId,
@@ -46,6 +53,10 @@ pub(super) struct Edge {
     broker_ends: Connections,
     /// When ends were last looked for.
     looked: Time,
+    /// When something last passed that is no beat.
+    passed: Time,
+    /// When it began to drain.
+    draining: Option<Time>,
     report: Report,
     clock: Clock,
     now: Time,
@@ -72,13 +83,29 @@ impl Edge {
         let clock = Clock::new();
         let now = clock.now();
         let pipe = Pipe::new(side, now);
-        let (peer_ends, broker_ends) = <_>::default();
-        Self { id, pipe, peers, brokers, peer_ends, broker_ends, looked: now, report, clock, now }
+        Self {
+            id,
+            pipe,
+            peers,
+            brokers,
+            peer_ends: Connections::default(),
+            broker_ends: Connections::default(),
+            looked: now,
+            passed: now,
+            draining: None,
+            report,
+            clock,
+            now,
+        }
     }
 
     pub(super) fn run(mut self, stop: &Mailbox<()>) -> Result<(), Error> {
-        while !stop.is_closed() {
+        while !stop.is_closed() && self.drained_at().is_none_or(|at| self.now < at) {
             self.now = self.clock.now();
+            if stop.try_recv().is_some() && self.draining.is_none() {
+                self.draining = Some(self.now);
+                self.pipe.drain();
+            }
             // Brokers first: beats before what is steered by them.
             let mut busy = burst(&mut self, |edge| &edge.brokers, Self::take_from_broker);
             busy |= burst(&mut self, |edge| &edge.peers, Self::take_from_peer);
@@ -89,13 +116,20 @@ impl Edge {
             self.report.publish();
             if !busy {
                 let idle = Instant::now() + Duration::from_millis(IDLE_MS);
-                let due = [self.pipe.poll_timeout(), self.watch_timeout()];
+                let due = [self.pipe.poll_timeout(), self.watch_timeout(), self.drained_at()];
                 let due = due.into_iter().flatten().min().map(|time| self.clock.instant(time));
                 let deadline = due.map_or(idle, |due| due.min(idle));
                 wait(&[&self.peers, &self.brokers], stop, deadline)?;
             }
         }
         Ok(())
+    }
+
+    /// When it will have drained: nothing has passed for a while, or it is time.
+    fn drained_at(&self) -> Option<Time> {
+        let since = self.draining?;
+        let quiet = self.passed.max(since).plus_ms(QUIET_MS);
+        Some(quiet.min(since.plus_ms(DRAIN_MAX_MS)))
     }
 
     fn take_from_peer(&mut self, taken: Taken<'_>) {
@@ -152,7 +186,12 @@ impl Edge {
         let mut frames = self.wrap(steer, call.into(), request.body);
         if !matches!(self.steer(&mut frames, |pipe| pipe.from_ez(steer)), Steered::Taken) {
             self.report.stats.bounced += 1;
-            self.ez_error(who, id, "no broker can take the request now, try again");
+            let why = if self.draining.is_some() {
+                "this pipe is stopping, try again"
+            } else {
+                "no broker can take the request now, try again"
+            };
+            self.ez_error(who, id, why);
         }
         Ok(())
     }
@@ -197,7 +236,10 @@ impl Edge {
             match self.brokers.address(&broker.0.to_be_bytes()) {
                 Sent::Sent => {
                     match self.brokers.forward(frames.drain(..)) {
-                        Sent::Sent => self.report.stats.to_brokers += 1,
+                        Sent::Sent => {
+                            self.report.stats.to_brokers += 1;
+                            self.passed = self.now;
+                        }
                         // Its connection ended between the address and the last frame.
                         Sent::WouldBlock | Sent::NoRoute => self.report.stats.dropped_gone += 1,
                     }
@@ -264,6 +306,12 @@ impl Edge {
                 Ok(())
             }
             Route::EzPeer => self.ez_from_broker(who, frames),
+            route @ (Route::Bounce | Route::Full) => {
+                self.report.stats.bounced += 1;
+                let full = route == Route::Full;
+                bounce(&self.brokers, who, frames, full, &mut self.report);
+                Ok(())
+            }
             Route::Beat => {
                 let descriptor = frames.first_mut().and_then(descriptor_of);
                 self.beat(broker, prefix.steer, frames)?;
@@ -295,7 +343,8 @@ impl Edge {
             }
         } else if self.pipe.side() == Side::Worker {
             self.report.stats.bounced += 1;
-            let (first, rest) = Packet { bounced: true, full: sent == Sent::WouldBlock, ..packet }.encode();
+            let (first, rest) =
+                Packet { bounced: true, full: sent == Sent::WouldBlock, ..packet }.encode();
             if self.brokers.send_to(who, first, rest) != Sent::Sent {
                 self.report.stats.dropped_gone += 1;
             }
@@ -369,7 +418,10 @@ impl Edge {
     /// Sends the frames behind a routing id that was accepted.
     fn finish_to_peer(&mut self, frames: &mut Frames) {
         match self.peers.forward(frames.drain(..)) {
-            Sent::Sent => self.report.stats.to_peers += 1,
+            Sent::Sent => {
+                self.report.stats.to_peers += 1;
+                self.passed = self.now;
+            }
             lost => self.count_lost(lost),
         }
     }

@@ -111,7 +111,7 @@ pub struct Pipe {
     front: String,
     back: String,
     published: Arc<Published>,
-    /// Nothing is ever sent: the thread ends when this is gone.
+    /// What is sent makes it drain; the thread ends when this is gone.
     stop: Option<Handle<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -199,9 +199,20 @@ impl Pipe {
         self.published.read()
     }
 
-    /// Whether its thread still runs. It ends by itself only when libzmq fails.
+    /// Whether its thread still runs. It ends by itself when it has drained or libzmq fails.
     pub fn is_running(&self) -> bool {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Has it drain: it gives back what would begin by it, so that clients and brokers take another
+    /// pipe, goes on passing what has begun, and ends by itself: once nothing has passed for 1.2 s,
+    /// after 3 s at the latest. See [`Pipe::is_running`]. A state pipe, by which nothing begins, ends
+    /// at once.
+    pub fn drain(&self) {
+        if let Some(stop) = &self.stop {
+            // Full: it was told before. Closed: it has ended.
+            let _ = stop.send(());
+        }
     }
 
     /// Stops it and waits for its thread. libzmq frees the ports a few milliseconds later.

@@ -25,7 +25,7 @@ impl State {
     }
 
     pub(super) fn run(mut self, stop: &Mailbox<()>) -> Result<(), Error> {
-        while !stop.is_closed() {
+        while !stop.is_closed() && stop.try_recv().is_none() {
             let busy = burst(&mut self, |state| &state.brokers, Self::take);
             self.report.publish();
             if !busy {

@@ -12,10 +12,12 @@ use zex_plumbing::{Context, Pipe, PipeSettings, StatePipeSettings};
 use crate::output;
 use crate::settings::mesh::{Bind, InPipePorts, StatePipePorts, WorkerPipePorts};
 use crate::settings::name::Name;
-use crate::stop::Stop;
+use crate::stop::{DRAIN, Stop};
 
 /// How often a pipe is asked whether it is still there.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// The same while it drains.
+const LOOK_AGAIN_SOON: Duration = Duration::from_millis(20);
 
 /// Run one pipe: it joins many peers to many brokers, and holds no work
 #[derive(Args, Debug)]
@@ -86,16 +88,21 @@ pub(crate) async fn run(args: PipeArgs) -> anyhow::Result<()> {
     say_ready(kind, &pipe, common.json)?;
     tokio::select! {
         () = stop.asked() => {}
-        () = death(&pipe) => bail!("the {kind} pipe has ended by itself; its log says why"),
+        () = death(&pipe, LOOK_AGAIN) => {
+            bail!("the {kind} pipe has ended by itself; its log says why")
+        }
     }
+    pipe.drain();
+    // It ends of its own accord long before; should it not, it is stopped.
+    let _ = tokio::time::timeout(DRAIN, death(&pipe, LOOK_AGAIN_SOON)).await;
     pipe.stop();
     Ok(())
 }
 
-/// Returns only if the pipe ends by itself.
-async fn death(pipe: &Pipe) {
+/// Returns when the pipe has ended by itself.
+async fn death(pipe: &Pipe, look_again: Duration) {
     while pipe.is_running() {
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(look_again).await;
     }
 }
 
