@@ -105,7 +105,8 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
             }
         }
     }
-    let table = table(&variants, &args.loads, &outcomes, args.size, rounds)?;
+    let mut table = table(&variants, &args.loads, &outcomes, args.size, rounds)?;
+    table += &cpu_table(&variants, &args.loads, &outcomes);
     print!("{table}");
     if let Some(path) = &args.outcomes {
         std::fs::write(path, single).with_context(|| path.display().to_string())?;
@@ -169,6 +170,30 @@ fn table(
         text += "\n";
     }
     Ok(text)
+}
+
+/// What a request costs, which another's work on the same machine changes less than the rates.
+fn cpu_table(variants: &[Variant], loads: &[(u16, u32)], outcomes: &Outcomes) -> String {
+    let mut text =
+        "\nCPU seconds for a million requests, of all processes with the clients and the \
+                    worker:\n\n|  |"
+            .to_owned();
+    for (clients, in_flight) in loads {
+        let _ = write!(text, " {clients} × {in_flight} |");
+    }
+    text += "\n| --- |";
+    text += &" ---: |".repeat(loads.len());
+    text += "\n";
+    for variant in variants {
+        let _ = write!(text, "| {} |", variant.title());
+        for number in 0..loads.len() {
+            let own = outcomes.get(&(number, *variant)).map_or(&[][..], Vec::as_slice);
+            let sum = |outcome: &Outcome| outcome.cpu_s_per_million.values().sum();
+            let _ = write!(text, " {:.1} |", median(own.iter().map(sum)));
+        }
+        text += "\n";
+    }
+    text
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

@@ -1,6 +1,9 @@
 //! What a pick costs: a call in, its work out, its reply in, its answer out, through the public
-//! surface of [`Mesh`], with few workers and with many; and what a worker weighs in memory.
+//! surface of [`Mesh`], with few workers and with many; and what a worker weighs in memory, which a
+//! process of its own says: what one has given back is used again and weighs nothing.
 
+use std::collections::VecDeque;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
@@ -25,6 +28,11 @@ const MAX_CALLS: u64 = 1_000_000;
 /// Work that a worker takes at once: more than all of it.
 const CAPACITY: u32 = 10_000;
 
+/// So many workers weigh more than the tables that hold them.
+const MANY: u32 = 1_000;
+/// Most workers that are weighed.
+const MAX_WORKERS: u32 = 1_000_000;
+
 /// Measure what a pick costs, and what a worker weighs
 #[derive(Args, Debug)]
 pub(crate) struct PickArgs {
@@ -35,6 +43,9 @@ pub(crate) struct PickArgs {
     /// Measurements, of which the median counts
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=99))]
     rounds: u8,
+    /// Only say what so many workers of so many services weigh, in bytes each
+    #[arg(long, hide = true, num_args = 2)]
+    weigh: Vec<u32>,
 }
 
 /// How many workers there are, and of how many services.
@@ -42,30 +53,47 @@ const SIZES: [(u32, u32); 4] = [(10, 1), (10_000, 1), (1_000, 1_000), (10_000, 1
 
 /// Measures and prints.
 pub(crate) fn run(args: &PickArgs) -> anyhow::Result<()> {
+    if let [workers, services] = args.weigh[..] {
+        let mut stage = Stage::new();
+        let before = resident_bytes()?;
+        stage.register(workers.clamp(1, MAX_WORKERS), services.clamp(1, MAX_WORKERS));
+        println!("{:.0}", (resident_bytes()? - before) / f64::from(workers));
+        return Ok(());
+    }
     println!("| workers | services | ns a call, median | ratio | bytes a worker |");
     println!("| ---: | ---: | ---: | ---: | ---: |");
     let mut times = vec![Vec::new(); SIZES.len()];
-    let mut weights = vec![0.0; SIZES.len()];
     for _ in 0..args.rounds {
         // Taking turns, so that a slow minute of the machine is everybody's.
-        for (at, (workers, services)) in SIZES.into_iter().enumerate() {
-            let before = resident_bytes()?;
-            let mut stage = Stage::new(workers, services)?;
-            let weight = (resident_bytes()? - before) / f64::from(workers);
-            // What an earlier round gave back is used again, so the first is the true one.
-            weights[at] = f64::max(weights[at], weight);
+        for (times, (workers, services)) in times.iter_mut().zip(SIZES) {
+            let mut stage = Stage::new();
+            stage.register(workers, services);
+            stage.fill()?;
             stage.calls(args.calls / 10)?;
             let begun = Instant::now();
             stage.calls(args.calls)?;
-            times[at].push(begun.elapsed().as_nanos() as f64 / args.calls as f64);
+            times.push(begun.elapsed().as_nanos() as f64 / args.calls as f64);
         }
     }
     let medians: Vec<_> = times.iter_mut().map(|times| median(times)).collect();
-    for (at, (workers, services)) in SIZES.into_iter().enumerate() {
-        let (time, ratio, weight) = (medians[at], medians[at] / medians[0], weights[at]);
-        println!("| {workers} | {services} | {time:.0} | {ratio:.2} | {weight:.0} |");
+    for ((workers, services), time) in SIZES.into_iter().zip(&medians) {
+        let ratio = time / medians[0];
+        let weight = weigh(workers, services)?;
+        println!("| {workers} | {services} | {time:.0} | {ratio:.2} | {weight} |");
     }
     Ok(())
+}
+
+/// What a worker weighs, as a new process says. With few workers it is the tables that are weighed.
+fn weigh(workers: u32, services: u32) -> anyhow::Result<String> {
+    if workers < MANY {
+        return Ok("–".to_owned());
+    }
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["pick", "--weigh", &workers.to_string(), &services.to_string()]);
+    let said = command.output()?;
+    ensure!(said.status.success(), "weighing failed: {}", String::from_utf8_lossy(&said.stderr));
+    Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -80,38 +108,50 @@ struct Stage {
     services: Vec<String>,
     begun: u64,
     /// Work that is not answered yet, oldest first.
-    works: std::collections::VecDeque<(PeerId, zex_spec::Work)>,
+    works: VecDeque<(PeerId, zex_spec::Work)>,
     answered: u64,
 }
 
 impl Stage {
-    /// A broker that knows these workers; worker `n` serves service `n % services`.
-    fn new(workers: u32, services: u32) -> anyhow::Result<Self> {
+    /// A broker that knows its pipes and no worker.
+    fn new() -> Self {
         let now = Time(1_000_000_000);
         let settings = Settings { state: false, ..Settings::default() };
         let me = Incarnation::new("broker", 1);
         let mut stage = Self {
             now,
             mesh: Mesh::new(now, settings, me, "broker".into()),
-            services: (0..services).map(|number| format!("bench.Service{number}")).collect(),
+            services: Vec::new(),
             begun: 0,
-            works: Default::default(),
+            works: VecDeque::new(),
             answered: 0,
         };
         stage.says(Link::In(0), IN_PIPE, peer(0), PipeBeat { pipe: IN_PIPE });
         stage.says(Link::Worker(0), WORKER_PIPE, peer(0), PipeBeat { pipe: WORKER_PIPE });
+        stage
+    }
+
+    /// It hears of so many workers; worker `n` serves service `n % services`.
+    fn register(&mut self, workers: u32, services: u32) {
         for worker in 0..workers {
-            let service = stage.services[(worker % services) as usize].clone();
+            let service = format!("bench.Service{}", worker % services);
+            if worker < services {
+                self.services.push(service.clone());
+            }
             let name = format!("worker-{worker}");
             let (version, capacity, services) = (1, CAPACITY, vec![service]);
             let register = Register { name, version, capacity, services };
-            stage.says(Link::Worker(0), WORKER_PIPE, peer(worker + 1), register);
+            self.says(Link::Worker(0), WORKER_PIPE, peer(worker + 1), register);
         }
+    }
+
+    /// Gives it the calls that are always underway.
+    fn fill(&mut self) -> anyhow::Result<()> {
         for _ in 0..IN_FLIGHT {
-            stage.call();
+            self.call();
         }
-        ensure!(stage.works.len() as u64 == IN_FLIGHT, "not every call was given to a worker");
-        Ok(stage)
+        ensure!(self.works.len() as u64 == IN_FLIGHT, "not every call was given to a worker");
+        Ok(())
     }
 
     fn says(&mut self, link: Link, pipe: Incarnation, from: PeerId, says: impl Into<Message>) {

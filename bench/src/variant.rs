@@ -230,7 +230,7 @@ fn zex(programs: &Programs, args: &[impl AsRef<OsStr>]) -> Command {
             command.env_remove(&*name);
         }
     }
-    command.args(args).env("ZEX_LOG", "warn");
+    command.args(args).env("ZEX_LOG", "error");
     command
 }
 

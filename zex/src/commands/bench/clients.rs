@@ -82,8 +82,9 @@ impl Sender {
         mut begun: Begun,
     ) -> anyhow::Result<Recorder> {
         let body = Bytes::from(vec![b'x'; self.load.size]);
-        // The first is not counted: it waits until everything is connected.
-        let first = self.call(&body).wait_for_worker(true).deadline(READY);
+        // The first is not counted: it waits until everything is connected. Our own workers are
+        // there, or will be; of others the mesh shall say so at once if there is none.
+        let first = self.call(&body).wait_for_worker(self.load.echoes).deadline(READY);
         let first = self.client.unary(first).await;
         begun.ready(first.map(drop).map_err(|status| format!("the first request: {status}")));
         let window = begun.window().await?;

@@ -41,7 +41,7 @@ pub(super) enum Echo {
 impl Echo {
     /// Starts so many workers of the SDK.
     pub(super) fn start(worker_pipes: &[String], load: &Load, count: u16) -> anyhow::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = Builder::new_current_thread().enable_time().build()?;
         let context = Context::new();
         let mut workers = Vec::new();
         let entered = runtime.enter();

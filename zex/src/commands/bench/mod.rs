@@ -25,6 +25,7 @@ use clap::Args;
 use zex_client::{Client, ClientOptions};
 use zex_plumbing::Context;
 use zex_spec::MAX_BODY_BYTES;
+use zex_spec::proto::WorkerInfo;
 
 use self::cpu::{Cpu, Pid};
 use self::echo::Echo;
@@ -251,23 +252,27 @@ async fn measure(
     Ok(report::Report::new(args, &load, &window, sum, spent))
 }
 
-/// Waits until the mesh knows our workers, or until the service that was named has one.
+/// Waits until the mesh knows our workers. Whether a service that was named has any, the first
+/// request shows.
 async fn known(place: &Place, load: &Load, workers: u16) -> anyhow::Result<()> {
     let client = Client::connect(&place.in_pipes, ClientOptions::default())?;
     let until = Instant::now() + READY;
-    let wanted = if load.echoes { usize::from(workers) } else { 1 };
+    let wanted = if load.echoes { usize::from(workers) } else { 0 };
     let (service, _) = &load.service;
     loop {
-        let said = client.mesh().workers().await;
-        let there = said.as_ref().map_or(0, |list| {
-            list.workers.iter().filter(|worker| worker.services.contains(service)).count()
-        });
-        match said {
-            _ if there >= wanted => return Ok(()),
-            Ok(_) if Instant::now() < until && load.echoes => {}
-            Ok(_) => bail!("no worker serves {service}; `zex services` lists what is there"),
+        let Ok(list) = client.mesh().workers().await else {
             // Three seconds have passed: the client has waited for a mesh.
-            Err(_) => bail!(reach::nobody(&place.in_pipes)),
+            bail!(reach::nobody(&place.in_pipes));
+        };
+        let serves = |worker: &&WorkerInfo| worker.services.contains(service);
+        if list.workers.iter().filter(serves).count() >= wanted {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            let pipes = place.worker_pipes.join(", ");
+            bail!(
+                "the mesh does not see the workers of this bench; is its worker pipe at {pipes}?"
+            );
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
