@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use zex_core::mesh::{Action, Event, Link, Mesh, Settings};
+use zex_core::mesh::{Action, Event, Link, Mesh, Settings, Stats};
 use zex_plumbing::{Clock, Context, Handle, Mailbox, Sent, Socket, epoch_now, mailbox, wait};
 use zex_spec::{BrokerId, Incarnation, Malformed, Packet};
 
@@ -28,6 +28,8 @@ const BURST_MESSAGES: usize = 256;
 const COMMANDS: usize = 16;
 /// Malformed messages are counted, and spoken of at most once in so many milliseconds.
 const COMPLAINT_MS: u64 = 1_000;
+/// What goes on until a person does something is spoken of at most once in so much time.
+const REMIND: Duration = Duration::from_secs(60);
 
 /// What a broker has to know to start.
 #[derive(Debug, Clone)]
@@ -184,7 +186,16 @@ struct Driver {
     gauges: Arc<Gauges>,
     malformed: u64,
     complained: Option<Instant>,
+    warned: Warned,
     drained: bool,
+}
+
+/// What a person should do something about, and was told of.
+#[derive(Default)]
+struct Warned {
+    at: Option<Instant>,
+    refused: u64,
+    namesakes: u64,
 }
 
 impl Driver {
@@ -229,6 +240,7 @@ impl Driver {
             gauges,
             malformed: 0,
             complained: None,
+            warned: Warned::default(),
             drained: false,
         })
     }
@@ -316,13 +328,35 @@ impl Driver {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let stats = self.mesh.stats();
+        self.warn(stats);
         self.gauges.ready.store(self.mesh.is_ready(), Ordering::Relaxed);
         self.gauges.calls.store(self.mesh.held_calls() as u64, Ordering::Relaxed);
         self.gauges.malformed.store(self.malformed, Ordering::Relaxed);
         self.gauges.dropped.store(stats.dropped, Ordering::Relaxed);
         self.gauges.drift.store(stats.drift, Ordering::Relaxed);
+    }
+
+    /// Says what is wrong with the mesh around it, at most once a while.
+    fn warn(&mut self, stats: Stats) {
+        let Warned { at, refused, namesakes } = &mut self.warned;
+        let news = stats.refused > *refused || stats.namesakes > *namesakes;
+        if !news || at.is_some_and(|at| at.elapsed() < REMIND) {
+            return;
+        }
+        let broker = &self.name;
+        if stats.namesakes > *namesakes {
+            let text = "another broker has this name, too, and what is for one goes to the other; \
+                        give each its own with --name";
+            tracing::warn!(broker, "{text}");
+        }
+        if stats.refused > *refused {
+            let count = stats.refused;
+            tracing::warn!(broker, count, "refused workers or services: too many, or zex.Mesh");
+        }
+        *at = Some(Instant::now());
+        (*refused, *namesakes) = (stats.refused, stats.namesakes);
     }
 
     fn complain(&mut self, error: &Malformed) {

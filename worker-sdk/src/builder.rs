@@ -5,7 +5,7 @@ use std::sync::Arc;
 use zex_core::session::MemoryLimits;
 use zex_core::session::worker::Settings;
 use zex_plumbing::{Clock, Context, mailbox, new_peer_id};
-use zex_spec::{MAX_NAME_BYTES, MAX_SERVICES};
+use zex_spec::{MAX_NAME_BYTES, MAX_SERVICES, MESH_SERVICE};
 
 use crate::thread::{Commands, IoThread, Shared};
 use crate::worker::WorkerHandle;
@@ -67,6 +67,9 @@ pub enum WorkerError {
     /// More services than one worker may have.
     #[error("a worker serves at most {MAX_SERVICES} services; start another worker for more")]
     Services,
+    /// A service that the brokers serve themselves.
+    #[error("{MESH_SERVICE} is served by the brokers; give the service another name")]
+    Reserved,
     /// There is no tokio runtime here for the handlers to run on.
     #[error("start a worker within a tokio runtime: {0}")]
     Runtime(#[from] tokio::runtime::TryCurrentError),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use zex_plumbing::Clock;
-use zex_spec::PeerId;
+use zex_spec::{MESH_SERVICE, PeerId};
 
 use crate::builder::{WorkerError, check_name};
 use crate::handler::Handler;
@@ -41,8 +41,8 @@ impl WorkerHandle {
     /// Serves `pkg.Service` from now on; again, with another handler.
     ///
     /// # Errors
-    /// [`WorkerError::Name`] for a name that does not travel, [`WorkerError::Services`] if it serves
-    /// as many as it may, [`WorkerError::Stopped`].
+    /// [`WorkerError::Name`] for a name that does not travel, [`WorkerError::Reserved`],
+    /// [`WorkerError::Services`] if it serves as many as it may, [`WorkerError::Stopped`].
     pub fn serve(&self, service: impl Into<String>, handler: Handler) -> Result<(), WorkerError> {
         self.serve_with(service.into(), None, handler)
     }
@@ -68,6 +68,9 @@ impl WorkerHandle {
         handler: Handler,
     ) -> Result<(), WorkerError> {
         check_name("service", &service)?;
+        if service == MESH_SERVICE {
+            return Err(WorkerError::Reserved);
+        }
         if !self.owner.shared.may_serve(&service) {
             return Err(WorkerError::Services);
         }

@@ -132,6 +132,8 @@ def test_names_that_are_no_text_are_told_who_registers_them():
             end.method(b"test.S", "M")
         with pytest.raises(TypeError, match="a method name is text, not bytes"):
             end.method("test.S", b"M")
+        with pytest.raises(ValueError, match="zex.Mesh is served by the brokers"):
+            end.serve("zex.Mesh", lambda method, request, context: request)
         with pytest.raises(TypeError, match="a service name is text, not bytes"):
             end.serve(b"test.S", lambda method, request, context: request)
     finally:

@@ -41,6 +41,8 @@ MAX_FRAMES = 64
 BEAT_INTERVAL_S = 0.5
 #: The method, reserved on every service, that answers with its FileDescriptorSet.
 DESCRIPTORS_METHOD = "zex.Descriptors"
+#: Served by the brokers themselves.
+MESH_SERVICE = "zex.Mesh"
 
 # Flags of the prefix.
 MORE = 1

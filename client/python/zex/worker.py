@@ -153,6 +153,8 @@ class Worker(Loop):
 
     def _check_service(self, service: str) -> None:
         wire.check_text("service", service)
+        if service == wire.MESH_SERVICE:
+            raise ValueError(f"{service} is served by the brokers; give the service another name")
         wire.check_services(len({service, *self._methods, *self._services}))
 
     def describe(self, service: str, descriptors: bytes) -> None:

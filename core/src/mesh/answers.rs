@@ -9,7 +9,7 @@ use zex_spec::proto::{
     BrokerInfo, BrokerList, BrokersRequest, DESCRIPTORS, ServiceInfo, ServiceList, ServicesRequest,
     WorkerInfo, WorkerList, WorkersRequest,
 };
-use zex_spec::{Code, DESCRIPTORS_METHOD, Dialect, ServiceHash, home};
+use zex_spec::{Code, DESCRIPTORS_METHOD, Dialect, MAX_BODY_BYTES, ServiceHash, home};
 
 use super::Mesh;
 use super::memory::Outcome;
@@ -37,6 +37,14 @@ impl Mesh {
             }
         };
         match reply {
+            // What is larger does not travel: a pipe would end our connection for it.
+            Ok(body) if body.len() > MAX_BODY_BYTES => {
+                let text = format!(
+                    "what zex.Mesh/{method} tells has {} bytes here; {MAX_BODY_BYTES} travel at most",
+                    body.len()
+                );
+                Outcome::error(Code::ResourceExhausted, text)
+            }
             Ok(body) => {
                 Outcome { code: 0, message: String::new(), body: Bytes::from(body), chunks: 0 }
             }

@@ -13,6 +13,10 @@ pub struct Stats {
     pub dropped: u64,
     /// Assignments that a heartbeat had to correct.
     pub drift: u64,
+    /// Workers and services that were not registered: there are too many, or it is the mesh's own.
+    pub refused: u64,
+    /// Hellos of another broker that has our name.
+    pub namesakes: u64,
 }
 
 /// What a worker is taken to have.

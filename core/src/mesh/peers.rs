@@ -107,6 +107,8 @@ impl Mesh {
         if hello.goodbye {
             return self.peer_gone(now, from);
         }
+        // Ourselves are not heard here, so it is another that took our name, and so our place.
+        self.stats.namesakes += u64::from(from.id() == self.me.id());
         let Some(peer) = self.peer(now, from) else { return };
         peer.heard = now;
         peer.ready = hello.ready;

@@ -7,13 +7,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use slab::Slab;
-use zex_spec::{Dialect, PeerId, PipeId};
+use zex_spec::{Dialect, MESH_SERVICE, PeerId, PipeId};
 
 use super::Link;
 use super::memory::Seeded;
 use super::pick::{LeastAssigned, Seat};
 use super::queue::Queue;
 use crate::Time;
+
+/// Workers at most: several times what a mesh has; at some hundred bytes each a bound against who
+/// makes them up.
+pub(super) const MAX_WORKERS: usize = 65_536;
+/// Services at most that workers register. What calls wait for is bounded by the calls.
+pub(super) const MAX_SERVED: usize = 65_536;
 
 /// A way to a worker: through which pipe, and when it was last heard there.
 #[derive(Debug, Clone, Copy)]
@@ -143,6 +149,20 @@ impl Registry {
         service
     }
 
+    /// Whether there is room for one more worker.
+    pub(super) fn has_room(&self) -> bool {
+        self.workers.len() < MAX_WORKERS
+    }
+
+    /// A service as a worker registers it: none for the mesh's own, and beyond what there is room
+    /// for.
+    fn registered(&mut self, dialect: Dialect, name: &[u8]) -> Option<usize> {
+        let known = self.service(dialect, name);
+        let own = dialect == Dialect::Native && name == MESH_SERVICE.as_bytes();
+        let room = known.is_some() || self.services.len() < MAX_SERVED;
+        (room && !own).then(|| self.service_or_new(dialect, name))
+    }
+
     pub(super) fn add(&mut self, worker: Worker) -> usize {
         let id = worker.id;
         let slot = self.workers.insert(worker);
@@ -150,10 +170,18 @@ impl Registry {
         slot
     }
 
-    /// Makes the worker serve exactly these.
-    pub(super) fn serve(&mut self, slot: usize, dialect: Dialect, names: &[&[u8]], now: Time) {
-        let wanted: BTreeSet<usize> =
-            names.iter().map(|name| self.service_or_new(dialect, name)).collect();
+    /// Makes the worker serve exactly these; how many of them it may not.
+    pub(super) fn serve(
+        &mut self,
+        slot: usize,
+        dialect: Dialect,
+        names: &[&[u8]],
+        now: Time,
+    ) -> usize {
+        let found: Vec<Option<usize>> =
+            names.iter().map(|name| self.registered(dialect, name)).collect();
+        let refused = found.iter().filter(|service| service.is_none()).count();
+        let wanted: BTreeSet<usize> = found.into_iter().flatten().collect();
         let had = std::mem::take(&mut self.workers[slot].services);
         let mut has = BTreeMap::new();
         for (service, seat) in had {
@@ -170,6 +198,7 @@ impl Registry {
         }
         self.workers[slot].services = has.into_iter().collect();
         self.relevel(slot);
+        refused
     }
 
     /// Tells the lists the worker's level after any change to it.

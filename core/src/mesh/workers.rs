@@ -45,6 +45,7 @@ impl Mesh {
         let path = edge.path(now);
         let slot = match self.registry.worker(&edge.peer) {
             Some(slot) => slot,
+            None if !self.registry.has_room() => return self.stats.refused += 1,
             None => self.new_worker(
                 now,
                 edge.peer,
@@ -60,7 +61,8 @@ impl Mesh {
             worker.capacity = register.capacity;
             let names: Vec<&[u8]> = register.services.iter().map(String::as_bytes).collect();
             let left: Vec<usize> = worker.services.iter().map(|(service, _)| *service).collect();
-            self.registry.serve(slot, Dialect::Native, &names, now);
+            let refused = self.registry.serve(slot, Dialect::Native, &names, now);
+            self.stats.refused += refused as u64;
             left.into_iter().for_each(|service| self.nobody_left(now, service));
         }
         self.registry.relevel(slot);
@@ -73,6 +75,7 @@ impl Mesh {
         let id = PeerId::of_ez(edge.pipe, &peer);
         let slot = match self.registry.worker(&id) {
             Some(slot) => slot,
+            None if !self.registry.has_room() => return self.stats.refused += 1,
             None => {
                 let slot = self.new_worker(now, id, Dialect::Ez, peer.clone());
                 self.registry.workers[slot].capacity = EZ_CAPACITY;
@@ -84,7 +87,8 @@ impl Mesh {
         let same =
             self.registry.workers[slot].services.iter().any(|(known, _)| Some(*known) == serves);
         if !same {
-            self.registry.serve(slot, Dialect::Ez, &[&service], now);
+            let refused = self.registry.serve(slot, Dialect::Ez, &[&service], now);
+            self.stats.refused += refused as u64;
         }
         let lost = self.compare(now, slot, held);
         for number in lost {

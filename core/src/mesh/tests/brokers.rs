@@ -189,3 +189,15 @@ fn counts_of_more_workers_than_a_header_holds_travel_in_several_shares() {
     let asked = heard.told.iter().any(|packet| packet.message == WantSnapshot { of: other }.into());
     assert!(!asked, "nothing was missing");
 }
+
+#[test]
+fn another_broker_of_our_name_is_noticed() {
+    let mut stage = Stage::new(Settings::default());
+    let hello = Hello { name: "b1".into(), ready: true, sequence: 1, goodbye: false };
+    for (life, seen) in [(7, 0), (6, 1), (8, 2)] {
+        let from = Steer::Owner(Incarnation::new("b1", life));
+        let packet = Packet::from_peer(from, hello.clone(), Bytes::new());
+        stage.event(Event::FromState(packet));
+        assert_eq!(stage.mesh.stats().namesakes, seen, "life {life}; our own is 7");
+    }
+}

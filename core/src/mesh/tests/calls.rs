@@ -211,6 +211,24 @@ fn it_answers_for_itself() {
 }
 
 #[test]
+fn an_answer_for_itself_that_does_not_travel_is_an_error_in_words() {
+    let mut stage = Stage::new(Settings::default());
+    // As large as they may be, until what is told of them is larger than a body.
+    let names: Vec<String> = (0..MAX_SERVICES).map(|n| format!("{n:0255}")).collect();
+    for n in 0..70 {
+        let (name, services) = (String::from("w"), names.clone());
+        stage.worker(id(n), Register { name, version: 1, capacity: 1, services }, b"");
+    }
+    let ask = Call { service: MESH_SERVICE.into(), method: "Workers".into(), ..call(1) };
+    stage.client(id(99), ask, b"");
+    let (_, code, body) = stage.replies().remove(0);
+    assert_eq!((code, body.len()), (Code::ResourceExhausted, 0));
+    let ask = Call { service: MESH_SERVICE.into(), method: "Services".into(), ..call(2) };
+    stage.client(id(99), ask, b"");
+    assert_eq!(stage.replies()[0].1, Code::Ok);
+}
+
+#[test]
 fn a_stream_whose_owner_is_dead_is_stopped_at_its_worker() {
     let mut stage = Stage::new(Settings::default());
     let peer = Bytes::copy_from_slice(&id(9).0);

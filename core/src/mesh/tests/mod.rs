@@ -1,5 +1,6 @@
 //! One broker, fed by hand: each test tells a short story and looks at what goes out.
 
+mod bounds;
 mod brokers;
 mod calls;
 mod ez;
