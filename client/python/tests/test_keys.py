@@ -29,7 +29,7 @@ def test_a_denied_key_is_refused_to_others_up_to_its_attempt(attempt, owner, ref
     memory = Memory()
     assert memory.ask(0.0, key(1), 2, A) is False
     # A lower attempt that asks late changes nothing.
-    assert memory.ask(0.0, key(1), 1, B) is False
+    assert memory.ask(0.0, key(1), 1, B) is None
     assert memory.refuses(key(1), owner, attempt) == refused
     memory.expire(60.0)
     assert not memory.refuses(key(1), owner, attempt)

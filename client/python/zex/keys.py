@@ -102,6 +102,10 @@ class Memory(Generic[Run]):
         known = self._denials.get(key)
         if known is None and (len(self._denials) >= self._max_denials or now < self._blind_until):
             return None
+        # Another broker has a later attempt of it. To deny it to this one, too, would have it try
+        # the next worker.
+        if known is not None and attempt < known.attempt and asker != known.asker:
+            return None
         # Between two askers the later attempt counts: it is what the caller sent last.
         if known is None or attempt >= known.attempt:
             self._denials[key] = _Denial(attempt, asker, now + _MEMORY_S)

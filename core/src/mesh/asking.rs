@@ -16,8 +16,9 @@ use zex_spec::{
     Answer, Ask, BEAT_INTERVAL_MS, BEATS_MISSED, Code, Dialect, Knowledge, Options, PeerId,
 };
 
-use super::calls::State;
+use super::calls::{Origin, State};
 use super::memory::Outcome;
+use super::workers::beat_ms;
 use super::{CallId, Mesh, Timer};
 use crate::Time;
 
@@ -31,6 +32,11 @@ const AWAY_MS: u64 = 2 * BEAT_INTERVAL_MS;
 /// What arrives so long after a pause may have waited in a socket while another broker had our
 /// place. Less than we then need to become ready: what is steered here afterwards is fresh.
 const BACKLOG_MS: u64 = 500;
+
+/// Pipes answer our beats at once. No answer for so long: we are cut off, or on our way back.
+const CUT_MS: u64 = BEAT_INTERVAL_MS + 300;
+/// A round of beats takes this much longer than the time between two.
+const ROUND_MARGIN_MS: u64 = 200;
 
 /// What becomes of a call that nobody holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,7 +177,11 @@ impl Mesh {
         let Some(call) = self.calls.get(id) else { return };
         let State::Asking(asking) = &call.state else { return };
         if asking.until <= now {
+            // Who let go of it and is silent may have been asked by another broker, to whom the
+            // client has sent it again. If not, the client sends it again and everybody is asked.
+            let again = !asking.of_others && call.origin == Origin::Native;
             let silent = match asking.otherwise {
+                _ if again => Otherwise::Forget,
                 Otherwise::Forget => Otherwise::Forget,
                 Otherwise::Place | Otherwise::Unavailable => Otherwise::Unavailable,
             };
@@ -215,6 +225,17 @@ impl Mesh {
         }
         self.peers.values_mut().for_each(|peer| peer.heard = peer.heard + away);
         self.linked_last = self.linked_last + away;
+        self.calls_lay(now, away);
+        // Pipes and brokers have given us up: as at a start, nothing new is steered here before we
+        // have heard the workers.
+        if away.as_millis() >= u128::from(BEAT_INTERVAL_MS * BEATS_MISSED) {
+            (self.ready, self.linked) = (false, None);
+        }
+        self.beat(false);
+    }
+
+    /// What was held here while others may have had our place.
+    fn calls_lay(&mut self, now: Time, away: Duration) {
         let elsewhere = !self.peers.is_empty();
         for (id, call) in self.calls.all() {
             match &mut call.state {
@@ -232,11 +253,25 @@ impl Mesh {
         if elsewhere {
             self.backlog_until = now.plus_ms(BACKLOG_MS);
         }
-        // Pipes and brokers have given us up: as at a start, nothing new is steered here before we
-        // have heard the workers.
-        if away.as_millis() >= u128::from(BEAT_INTERVAL_MS * BEATS_MISSED) {
-            (self.ready, self.linked) = (false, None);
+    }
+
+    /// Whether a worker pipe's answer to our beats is overdue.
+    pub(super) fn hears_no_pipe(&self, now: Time) -> bool {
+        self.settings.worker_links > 0 && self.linked_last.plus_ms(CUT_MS) <= now
+    }
+
+    /// A worker pipe answers. If none did for a while we were cut off, and the workers that we have
+    /// not heard meanwhile get a round of beats to be heard again.
+    pub(super) fn look_for_a_cut(&mut self, now: Time) {
+        if !self.hears_no_pipe(now) {
+            return;
         }
-        self.beat(false);
+        for (_, worker) in &mut self.registry.workers {
+            let beat_ms = beat_ms(worker.dialect);
+            let spare_ms = beat_ms * (BEATS_MISSED - 1) - ROUND_MARGIN_MS;
+            worker.heard = worker.heard.max(Time(now.0.saturating_sub(spare_ms * 1_000)));
+            worker.suspects.clear();
+        }
+        self.calls_lay(now, now.since(self.linked_last));
     }
 }

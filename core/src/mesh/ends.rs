@@ -67,9 +67,16 @@ impl Mesh {
             return;
         }
         self.answered_siblings(id, &call.origin, &call.path);
-        let native = call.origin == Origin::Native && !call.options.has(Options::STREAM);
         let remember = match &end {
-            End::Native(outcome) if native => Some(outcome.clone()),
+            End::Native(outcome) if call.origin == Origin::Native => {
+                if call.options.has(Options::STREAM) {
+                    // It is not repeated, but a late duplicate must not run it again.
+                    let text = "the stream has ended, and streams are not repeated";
+                    Some(Outcome::error(Code::Unavailable, text))
+                } else {
+                    Some(outcome.clone())
+                }
+            }
             _ => None,
         };
         self.answer(&call, end);

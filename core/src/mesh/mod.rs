@@ -362,6 +362,7 @@ impl Mesh {
         }
         self.pipes.insert(beat.pipe, link);
         if matches!(link, Link::Worker(_)) {
+            self.look_for_a_cut(now);
             self.linked.get_or_insert(now);
             self.linked_last = now;
         }

@@ -32,6 +32,14 @@ const TRANSIT_MS: u64 = 1_000;
 /// Tasks that an EZ worker takes at once: it cannot say, and the old brokers knew no limit.
 pub(super) const EZ_CAPACITY: u32 = 1_000;
 
+/// How often workers of a dialect beat.
+pub(super) fn beat_ms(dialect: Dialect) -> u64 {
+    match dialect {
+        Dialect::Native => BEAT_INTERVAL_MS,
+        Dialect::Ez => EZ_BEAT_INTERVAL_MS,
+    }
+}
+
 impl Edge {
     /// The way back to a worker that was heard here now.
     pub(super) fn path(self, now: Time) -> Path {
@@ -255,12 +263,13 @@ impl Mesh {
         }
     }
 
-    /// Workers that have missed their beats.
+    /// Workers that have missed their beats. Not while we hear no worker pipe: then it is us who are
+    /// cut off, and the workers are well.
     pub(super) fn expire_workers(&mut self, now: Time) {
-        let silence_ms = |dialect| match dialect {
-            Dialect::Native => BEAT_INTERVAL_MS * BEATS_MISSED,
-            Dialect::Ez => EZ_BEAT_INTERVAL_MS * BEATS_MISSED,
-        };
+        if self.hears_no_pipe(now) {
+            return;
+        }
+        let silence_ms = |dialect| beat_ms(dialect) * BEATS_MISSED;
         let silent: Vec<(usize, Dialect)> = self
             .registry
             .workers

@@ -167,7 +167,7 @@ impl Memory {
 
     /// A broker asks whether it may give work with this key and attempt to anybody. `Some(true)`:
     /// it runs or ran here. `Some(false)`: it never did, and will not for a lower attempt. `None`:
-    /// nobody can say any more.
+    /// nobody can say any more, or another broker asked about a later attempt.
     pub(super) fn ask(
         &mut self,
         now: Time,
@@ -179,6 +179,11 @@ impl Memory {
         match self.states.get_mut(&key) {
             Some(State::Running(_) | State::Answered(_) | State::Spent) => return Some(true),
             _ if self.denied.len() >= self.limits.denials => return None,
+            // Another broker has a later attempt of it. To deny it to this one, too, would have it
+            // try the next worker.
+            Some(State::Denied(denial)) if attempt < denial.attempt && asker != denial.asker => {
+                return None;
+            }
             Some(State::Denied(denial)) => {
                 // Between two askers the later attempt counts: it is what the caller sent last.
                 if attempt >= denial.attempt {
@@ -255,7 +260,7 @@ mod tests {
             assert_eq!(memory.look_up(&key(1), owner, attempt), Known::Denied { refused });
         }
         // A lower attempt that asks late changes nothing; a later one does.
-        assert_eq!(memory.ask(Time(0), key(1), 1, B), Some(false));
+        assert_eq!(memory.ask(Time(0), key(1), 1, B), None);
         assert_eq!(memory.look_up(&key(1), A, 2), Known::Denied { refused: false });
         assert_eq!(memory.ask(Time(0), key(1), 3, B), Some(false));
         assert_eq!(memory.look_up(&key(1), A, 2), Known::Denied { refused: true });

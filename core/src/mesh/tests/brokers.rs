@@ -127,6 +127,25 @@ fn who_was_cut_off_from_the_workers_begins_again_as_at_a_start() {
 }
 
 #[test]
+fn who_hears_no_pipe_buries_nobody() {
+    let mut stage = Stage::new(Settings::default());
+    stage.wait_ms(3_000);
+    stage.register(id(1), 10);
+    stage.client(id(9), call(1), b"");
+    assert_eq!(stage.works().len(), 1);
+    // Nothing is heard of worker or pipe: it is the broker that is cut off.
+    stage.linked = false;
+    stage.wait_ms(3_000);
+    assert!(stage.replies().is_empty());
+    // From then on the worker has a round of beats to be heard again.
+    stage.linked = true;
+    stage.wait_ms(1_000);
+    assert!(stage.replies().is_empty());
+    stage.wait_ms(500);
+    assert_eq!(stage.replies()[0].1, Code::Unavailable);
+}
+
+#[test]
 fn numbers_without_sense_from_the_state_port_harm_nobody() {
     let mut stage = Stage::new(Settings::default());
     stage.register(id(1), 10);
