@@ -253,6 +253,13 @@ impl Address {
         Ok(Self { owner: Incarnation(owner), number: assignment, path })
     }
 
+    /// Only owner and number, which is all that the owner needs: `None` if these bytes cannot be an
+    /// address.
+    pub fn assignment_of(from: &[u8]) -> Option<(BrokerId, u64)> {
+        let number = from.get(8..16)?.try_into().ok().map(u64::from_be_bytes)?;
+        Some((Self::owner_of(from)?, number))
+    }
+
     /// Only the owner, for pipes: `None` if these bytes cannot be an address.
     pub fn owner_of(from: &[u8]) -> Option<BrokerId> {
         if from.len() <= ADDRESS_FIXED_BYTES {
@@ -314,6 +321,8 @@ mod tests {
         let bytes = address.encode();
         assert_eq!(Address::decode(&bytes), Ok(address));
         assert_eq!(Address::owner_of(&bytes), Some(Incarnation(3)));
+        assert_eq!(Address::assignment_of(&bytes), Some((Incarnation(3), 9)));
+        assert_eq!(Address::assignment_of(&bytes[..25]), None);
         for cut in 0..bytes.len() {
             assert!(Address::decode(&bytes.slice(..cut)).is_err());
         }

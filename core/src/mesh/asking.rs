@@ -71,8 +71,12 @@ impl Mesh {
             .is_some_and(|at| at.plus_ms(AGE_MARGIN_MS) > began);
         // Of workers that went before we knew the workers, we know nothing. We were ready a moment
         // after that (a round of beats is shorter than the wait for it), so no margin is needed.
+        // That holds for a broker that is alone and was restarted, too: what it cannot know is
+        // whether a worker with the call died while it was away, or is stopped and will go on. It
+        // would take pipes that count their workers' ends and brokers that match every connection
+        // with a registration; until then `UNAVAILABLE` is the true answer.
         let vouched = self.vouches_from.is_some_and(|at| at <= began);
-        let slots = entry.map_or_else(Vec::new, |entry| entry.list.all());
+        let slots = entry.map_or_else(Vec::new, |entry| entry.list.workers().collect());
         let workers = slots.iter().map(|slot| &self.registry.workers[*slot as usize]);
         let asked: BTreeSet<PeerId> =
             workers.filter(|worker| !worker.paths.is_empty()).map(|worker| worker.id).collect();

@@ -23,7 +23,7 @@ use zex_spec::{
 
 use super::asking::Asking;
 use super::clients::ClientSlot;
-use super::memory::{Outcome, Seeded};
+use super::memory::{Numbers, Outcome};
 use super::queue::Place;
 use super::{CallId, Edge, Mesh, Timer};
 use crate::Time;
@@ -97,13 +97,13 @@ pub(super) struct Call {
 /// are cleared in [`Mesh::remove`], so they are always there.
 #[derive(Debug)]
 pub(super) struct Calls {
-    by_id: HashMap<CallId, Call, Seeded>,
+    by_id: HashMap<CallId, Call, Numbers>,
     next: CallId,
 }
 
 impl Calls {
-    pub(super) fn new(seed: u64) -> Self {
-        Self { by_id: HashMap::with_hasher(Seeded(seed)), next: 1 }
+    pub(super) fn new() -> Self {
+        Self { by_id: HashMap::with_hasher(Numbers), next: 1 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -190,7 +190,8 @@ const LOOK_BEHIND: usize = 16;
 impl Mesh {
     /// A client's call, first or again.
     pub(super) fn on_call(&mut self, now: Time, edge: Edge, call: zex_spec::Call, body: Bytes) {
-        let peer = Bytes::copy_from_slice(&edge.peer.0);
+        // One allocation that every copy of the path shares.
+        let peer = Bytes::from_owner(edge.peer.0);
         let path = ReturnPath { pipe: edge.pipe, dialect: Dialect::Native, peer };
         if let Some(outcome) = self.memory.get(&call.key).cloned() {
             return self.answer_native(&path, call.key, &outcome);
@@ -460,7 +461,7 @@ impl Mesh {
         let number = self.next_number;
         self.next_number += 1;
         worker.assigned.insert(number);
-        let (routing, worker_id) = (worker.routing.clone(), worker.id);
+        let worker_id = worker.id;
         self.assignments.insert(number, id);
         self.view.picked(now, self.peers.len());
         self.count_changed(now, slot);
@@ -471,6 +472,7 @@ impl Mesh {
         let left_ms = u32::try_from(call.deadline.since(now).as_millis()).unwrap_or(u32::MAX);
         let (message, peer) = match (&call.origin, call.dialect) {
             (Origin::Ez(id), Dialect::Ez) => {
+                let routing = self.registry.workers[slot].routing.clone();
                 (EzWork { peer: routing, address, id: id.clone() }.into(), PeerId::default())
             }
             _ => {

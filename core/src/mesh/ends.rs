@@ -29,13 +29,17 @@ impl Mesh {
 
     /// A worker's final answer.
     pub(super) fn on_reply(&mut self, now: Time, from: PeerId, reply: Reply, body: Bytes) {
-        let Ok(address) = Address::decode(&reply.address) else { return self.drop_one() };
+        let assigned = Address::assignment_of(&reply.address);
         let outcome =
             Outcome { code: reply.code, message: reply.message, body, chunks: reply.chunks };
-        if address.owner != self.me {
-            return self.pass_on(now, &address.path, reply.key, outcome);
-        }
-        match self.assignment(from, address.number) {
+        let number = match assigned {
+            Some((owner, number)) if owner == self.me => number,
+            _ => match Address::decode(&reply.address) {
+                Ok(address) => return self.pass_on(now, &address.path, reply.key, outcome),
+                Err(_) => return self.drop_one(),
+            },
+        };
+        match self.assignment(from, number) {
             Some((id, _)) => self.finished_by_worker(now, id, End::Native(outcome)),
             None => self.drop_one(),
         }
@@ -236,12 +240,13 @@ impl Mesh {
 
     /// Part of a stream, on its way to the client.
     pub(super) fn on_chunk(&mut self, now: Time, edge: Edge, chunk: Chunk, body: Bytes) {
-        let Ok(address) = Address::decode(&chunk.address) else { return self.drop_one() };
-        if address.owner != self.me {
+        let assigned = Address::assignment_of(&chunk.address);
+        let Some((owner, number)) = assigned else { return self.drop_one() };
+        if owner != self.me {
             // Its owner is dead, and a stream does not move: the worker need not go on.
             return self.send_to_worker(edge.path(now), edge.peer, Cancel { key: chunk.key });
         }
-        let Some((id, _)) = self.assignment(edge.peer, address.number) else {
+        let Some((id, _)) = self.assignment(edge.peer, number) else {
             return self.drop_one();
         };
         let call = &self.calls[id];

@@ -24,6 +24,37 @@ impl BuildHasher for Seeded {
     }
 }
 
+/// A hasher for numbers that this broker gives out itself, one after the other. Nobody else can
+/// choose them, so one multiplication (Knuth's, by 2^64 over the golden ratio) spreads them well.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Numbers;
+
+impl BuildHasher for Numbers {
+    type Hasher = Multiply;
+
+    fn build_hasher(&self) -> Multiply {
+        Multiply(0)
+    }
+}
+
+/// See [`Numbers`].
+#[derive(Debug)]
+pub(super) struct Multiply(u64);
+
+impl Hasher for Multiply {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
 /// How a call ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Outcome {

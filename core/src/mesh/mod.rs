@@ -37,7 +37,7 @@ use zex_spec::{
 use self::calls::Calls;
 use self::clients::Clients;
 pub use self::figures::{Load, Stats, Tables};
-use self::memory::{Memory, Seeded};
+use self::memory::{Memory, Numbers, Seeded};
 use self::peers::{Peer, Shares};
 use self::registry::Registry;
 use self::view::View;
@@ -191,7 +191,7 @@ pub struct Mesh {
     /// Native calls, and EZ ones under keys of our own, by key.
     keys: HashMap<zex_spec::Key, CallId, Seeded>,
     /// Calls by the number of their assignment.
-    assignments: HashMap<u64, CallId, Seeded>,
+    assignments: HashMap<u64, CallId, Numbers>,
     ez_ids: HashMap<Bytes, BTreeSet<CallId>, Seeded>,
     clients: Clients,
     held_bytes: usize,
@@ -228,9 +228,9 @@ impl Mesh {
             draining: false,
             drained: false,
             registry: Registry::new(settings.seed),
-            calls: Calls::new(settings.seed),
+            calls: Calls::new(),
             keys: HashMap::with_hasher(seeded),
-            assignments: HashMap::with_hasher(seeded),
+            assignments: HashMap::with_hasher(Numbers),
             ez_ids: HashMap::with_hasher(seeded),
             clients: Clients::new(settings.seed),
             held_bytes: 0,
@@ -333,10 +333,8 @@ impl Mesh {
                 self.on_reply(now, edge.peer, reply, body)
             }
             (Message::Chunk(chunk), Body::Bytes(body)) => self.on_chunk(now, edge, chunk, body),
-            (Message::Busy(busy), _) => match Address::decode(&busy.address) {
-                Ok(address) if address.owner == self.me => {
-                    self.not_begun(now, edge.peer, address.number)
-                }
+            (Message::Busy(busy), _) => match Address::assignment_of(&busy.address) {
+                Some((owner, number)) if owner == self.me => self.not_begun(now, edge.peer, number),
                 _ => self.drop_one(),
             },
             (Message::Answer(answer), _) => self.on_answer(now, edge.peer, answer),
@@ -376,16 +374,16 @@ impl Mesh {
             // Asks, cancels and credits for a worker that is gone: its assignments end otherwise.
             _ => return,
         };
-        let Ok(address) = Address::decode(address) else { return self.drop_one() };
+        let Some((_, number)) = Address::assignment_of(address) else { return self.drop_one() };
         if let Some(slot) = self.registry.worker(&from) {
             if packet.full {
                 self.worker_full(now, slot);
-                return self.give_back(now, from, address.number);
+                return self.give_back(now, from, number);
             }
             // First the call, which has not begun; then what the worker's end means to the others.
             self.registry.workers[slot].paths.retain(|path| path.pipe != packet.pipe);
             self.registry.relevel(slot);
-            self.not_begun(now, from, address.number);
+            self.not_begun(now, from, number);
             if self.registry.workers.contains(slot) {
                 self.path_lost(now, slot, packet.pipe);
             }
@@ -401,8 +399,8 @@ impl Mesh {
             Message::BrokerBeat(_) => return,
             _ => return self.drop_one(),
         };
-        if let Ok(address) = Address::decode(address) {
-            self.refused(now, link, from, address.number);
+        if let Some((_, number)) = Address::assignment_of(address) {
+            self.refused(now, link, from, number);
         }
     }
 

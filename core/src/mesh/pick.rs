@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 /// A worker's place in one service's list.
 pub(super) type Seat = u32;
 const NOBODY: Seat = Seat::MAX;
+/// The worker of a seat that is free.
+const GONE: u32 = u32::MAX;
 
 #[derive(Debug)]
 struct Node {
@@ -23,6 +25,10 @@ struct Node {
     prev: Seat,
     next: Seat,
 }
+
+/// What a worker costs in each of its services' lists.
+#[cfg(test)]
+pub(super) const BYTES_OF_A_SEAT: usize = size_of::<Node>();
 
 #[derive(Debug)]
 struct Ends {
@@ -36,6 +42,9 @@ pub(super) struct LeastAssigned {
     nodes: Vec<Node>,
     free: Vec<Seat>,
     levels: BTreeMap<u32, Ends>,
+    /// Workers looked at: what a pick costs.
+    #[cfg(test)]
+    pub(super) steps: std::cell::Cell<usize>,
 }
 
 impl LeastAssigned {
@@ -63,6 +72,7 @@ impl LeastAssigned {
     /// The worker is gone.
     pub(super) fn leave(&mut self, seat: Seat) {
         self.unlink(seat);
+        self.nodes[seat as usize].worker = GONE;
         self.free.push(seat);
     }
 
@@ -71,15 +81,12 @@ impl LeastAssigned {
         if self.nodes[seat as usize].level == level {
             return;
         }
+        let Some(level) = level else { return self.unlink(seat) };
+        // The new level before the old one goes: a tree that is never empty keeps its memory.
+        let ends = self.levels.entry(level).or_insert(Ends { head: seat, tail: NOBODY });
+        let tail = std::mem::replace(&mut ends.tail, seat);
         self.unlink(seat);
-        let Some(level) = level else { return };
-        let tail = match self.levels.get_mut(&level) {
-            Some(ends) => std::mem::replace(&mut ends.tail, seat),
-            None => {
-                self.levels.insert(level, Ends { head: seat, tail: seat });
-                NOBODY
-            }
-        };
+        self.step();
         if tail != NOBODY {
             self.nodes[tail as usize].next = seat;
         }
@@ -93,13 +100,9 @@ impl LeastAssigned {
     }
 
     /// Every worker, parked ones too, in no order that means anything.
-    pub(super) fn all(&self) -> Vec<u32> {
-        let gone: std::collections::BTreeSet<Seat> = self.free.iter().copied().collect();
-        let seated = self.nodes.iter().enumerate();
-        seated
-            .filter(|(seat, _)| !gone.contains(&(*seat as Seat)))
-            .map(|(_, node)| node.worker)
-            .collect()
+    pub(super) fn workers(&self) -> impl Iterator<Item = u32> + '_ {
+        let all = self.nodes.iter().map(|node| node.worker);
+        all.filter(|worker| *worker != GONE).inspect(|_| self.step())
     }
 
     fn in_order(&self) -> impl Iterator<Item = u32> + '_ {
@@ -109,7 +112,13 @@ impl LeastAssigned {
                 (next != NOBODY).then_some(next)
             })
             .map(|seat| self.nodes[seat as usize].worker)
+            .inspect(|_| self.step())
         })
+    }
+
+    fn step(&self) {
+        #[cfg(test)]
+        self.steps.set(self.steps.get() + 1);
     }
 
     fn unlink(&mut self, seat: Seat) {

@@ -102,13 +102,22 @@ pub(super) struct Service {
     pub(super) last_loss: Option<Time>,
 }
 
+/// Where the names of a dialect are.
+fn names_of(dialect: Dialect) -> usize {
+    match dialect {
+        Dialect::Native => 0,
+        Dialect::Ez => 1,
+    }
+}
+
 /// All workers and services.
 #[derive(Debug)]
 pub(super) struct Registry {
     pub(super) workers: Slab<Worker>,
     pub(super) services: Slab<Service>,
     by_id: HashMap<PeerId, usize, Seeded>,
-    by_name: HashMap<ServiceName, usize, Seeded>,
+    /// One for each dialect: a name is looked up as it came, without a copy.
+    by_name: [HashMap<Bytes, usize, Seeded>; 2],
     /// Ways that were full a moment ago.
     closed: BTreeSet<Link>,
 }
@@ -119,7 +128,7 @@ impl Registry {
             workers: Slab::new(),
             services: Slab::new(),
             by_id: HashMap::with_hasher(Seeded(seed)),
-            by_name: HashMap::with_hasher(Seeded(seed)),
+            by_name: [(); 2].map(|()| HashMap::with_hasher(Seeded(seed))),
             closed: BTreeSet::new(),
         }
     }
@@ -129,23 +138,22 @@ impl Registry {
     }
 
     pub(super) fn service(&self, dialect: Dialect, name: &[u8]) -> Option<usize> {
-        // The key wants to own its bytes; a static slice would do, but names come off the wire.
-        self.by_name.get(&(dialect, Bytes::copy_from_slice(name))).copied()
+        self.by_name[names_of(dialect)].get(name).copied()
     }
 
     /// The service of this name, new if need be.
     pub(super) fn service_or_new(&mut self, dialect: Dialect, name: &[u8]) -> usize {
-        let name = (dialect, Bytes::copy_from_slice(name));
-        if let Some(service) = self.by_name.get(&name) {
-            return *service;
+        if let Some(service) = self.service(dialect, name) {
+            return service;
         }
+        let name = Bytes::copy_from_slice(name);
         let service = self.services.insert(Service {
-            name: name.clone(),
+            name: (dialect, name.clone()),
             list: LeastAssigned::default(),
             queue: Queue::default(),
             last_loss: None,
         });
-        self.by_name.insert(name, service);
+        self.by_name[names_of(dialect)].insert(name, service);
         service
     }
 
@@ -255,7 +263,7 @@ impl Registry {
     pub(super) fn has_workers(&self, service: usize) -> bool {
         let Service { name, list, .. } = &self.services[service];
         let seen = |slot: u32| !self.workers[slot as usize].paths.is_empty();
-        list.len() > 0 && (name.0 == Dialect::Native || list.all().into_iter().any(seen))
+        list.len() > 0 && (name.0 == Dialect::Native || list.workers().any(seen))
     }
 
     /// Takes a worker out; what it held is the caller's to settle.
@@ -276,7 +284,7 @@ impl Registry {
             let lost_lately = service.last_loss.is_some_and(|at| at.plus_ms(keep_ms) > now);
             let keep = service.list.len() > 0 || !service.queue.is_empty() || lost_lately;
             if !keep {
-                by_name.remove(&service.name);
+                by_name[names_of(service.name.0)].remove(&service.name.1);
             }
             keep
         });

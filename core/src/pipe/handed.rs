@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use zex_spec::{BrokerId, Held, Incarnation};
+use zex_spec::{Address, BrokerId, Held};
 
 use crate::Time;
 
@@ -53,7 +53,7 @@ pub(super) struct Handed {
 impl Handed {
     /// A worker has got a request.
     pub(super) fn handed(&mut self, now: Time, worker: &Bytes, address: &[u8]) {
-        let Some((owner, number)) = assignment(address) else { return };
+        let Some((owner, number)) = Address::assignment_of(address) else { return };
         if self.workers.len() >= MAX_WORKERS && !self.workers.contains_key(worker) {
             return;
         }
@@ -69,7 +69,7 @@ impl Handed {
 
     /// A worker has answered.
     pub(super) fn answered(&mut self, worker: &[u8], address: &[u8]) {
-        let Some((owner, number)) = assignment(address) else { return };
+        let Some((owner, number)) = Address::assignment_of(address) else { return };
         let Some(worker) = self.workers.get_mut(worker) else { return };
         let owned = worker.owners.get_mut(&owner);
         if owned.is_some_and(|owned| owned.waiting.remove(&number).is_some()) {
@@ -109,15 +109,9 @@ impl Handed {
     }
 }
 
-/// Owner and number of an address.
-fn assignment(address: &[u8]) -> Option<(BrokerId, u64)> {
-    let word = |at: usize| address.get(at..at + 8)?.try_into().ok().map(u64::from_be_bytes);
-    Some((Incarnation(word(0)?), word(8)?))
-}
-
 #[cfg(test)]
 mod tests {
-    use zex_spec::{Address, Dialect, ReturnPath};
+    use zex_spec::{Dialect, Incarnation, ReturnPath};
 
     use super::*;
 

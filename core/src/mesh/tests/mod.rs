@@ -5,6 +5,8 @@ mod brokers;
 mod calls;
 mod ez;
 mod fairness;
+mod figures;
+mod scale;
 mod workers;
 
 use bytes::Bytes;

@@ -157,3 +157,90 @@ fn a_worker_whose_queue_is_full_is_not_gone() {
         assert_eq!(stage.ez_works().len(), usize::from(full), "tried again a moment later");
     }
 }
+
+/// A worker says anew what it takes at once.
+fn takes(stage: &mut Stage, peer: PeerId, version: u32, capacity: u32) {
+    let services = vec!["pkg.Echo".to_owned()];
+    stage.worker(peer, Register { name: "w".into(), version, capacity, services }, b"");
+}
+
+#[test]
+fn a_worker_may_take_less_than_before_and_more_again() {
+    let mut stage = Stage::new(Settings::default());
+    takes(&mut stage, id(1), 1, 4);
+    (1..=6).for_each(|n| stage.client(id(9), call(n), b""));
+    let works = stage.works();
+    assert_eq!(works.len(), 4);
+    // It has four and takes two: nothing new until it has one.
+    takes(&mut stage, id(1), 2, 2);
+    (0..2).for_each(|n| stage.answer(id(1), &works[n].1, b""));
+    assert_eq!(stage.works().len(), 0);
+    stage.answer(id(1), &works[2].1, b"");
+    assert_eq!(stage.works().len(), 1);
+    // What it said before, by another pipe and late, counts no more.
+    takes(&mut stage, id(1), 1, 4);
+    assert_eq!(stage.works().len(), 0);
+    // A beat of a version that was not heard yet: it is asked.
+    stage.worker(id(1), Heartbeat { version: 3, held: vec![] }, b"");
+    assert_eq!(stage.kinds(|m| matches!(m, Message::Enquire(_))).len(), 1);
+    takes(&mut stage, id(1), 3, 3);
+    assert_eq!(stage.works().len(), 1, "room for one more, at once");
+    // None at all: it lives, so what comes waits.
+    takes(&mut stage, id(1), 4, 0);
+    stage.client(id(9), call(7), b"");
+    stage.replies();
+    stage.wait_ms(1_000);
+    assert_eq!((stage.works().len(), stage.replies().len()), (0, 0));
+    takes(&mut stage, id(1), 5, 9);
+    assert_eq!(stage.works().len(), 1);
+}
+
+#[test]
+fn who_is_busy_is_asked_again_a_moment_later_until_the_deadline() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 10);
+    stage.client(id(9), Call { deadline_ms: 1_000, ..call(1) }, b"");
+    let mut refused = 0;
+    while let Some((peer, work)) = stage.works().pop() {
+        let busy = Busy { address: work.address, key: work.key };
+        // A stranger cannot say so for it, and it says so once.
+        stage.worker(id(2), busy.clone(), b"");
+        assert_eq!(stage.mesh.tables().queued, 0);
+        (0..2).for_each(|_| stage.worker(peer, busy.clone(), b""));
+        refused += 1;
+        // Others are not held up by the one that it does not want.
+        stage.client(id(9), call(100 + refused), b"");
+        let other = stage.works().remove(0).1;
+        stage.answer(id(1), &other, b"");
+        stage.worker(id(1), Heartbeat { version: 1, held: vec![] }, b"");
+        stage.wait_ms(60);
+    }
+    assert!((10..20).contains(&refused), "{refused}");
+    assert_eq!(stage.replies().last().unwrap().1, Code::DeadlineExceeded);
+    stage.idle();
+}
+
+#[test]
+fn a_call_that_waits_for_a_worker_outlives_workers_and_ends_at_its_deadline() {
+    let mut stage = Stage::new(Settings::default());
+    stage.register(id(1), 1);
+    let patient = |n| Call { options: Options::WAIT, deadline_ms: 3_000, ..call(n) };
+    (1..=3).for_each(|n| stage.client(id(9), patient(n), b""));
+    stage.client(id(9), call(4), b"");
+    // The worker dies: what it had may have begun; who does not wait is told; the others wait on.
+    stage.wait_ms(1_700);
+    let ends: Vec<Code> = stage.replies().into_iter().map(|(_, code, _)| code).collect();
+    assert_eq!(ends, [Code::Unavailable; 2]);
+    stage.works();
+    takes(&mut stage, id(2), 1, 1);
+    assert_eq!(stage.works().len(), 1);
+    // A worker that leaves with room takes nothing with it.
+    stage.worker(
+        id(3),
+        Register { name: "x".into(), version: 1, capacity: 1, services: vec![] },
+        b"",
+    );
+    stage.wait_ms(1_400);
+    let ends: Vec<Code> = stage.replies().into_iter().map(|(_, code, _)| code).collect();
+    assert_eq!(ends, [Code::DeadlineExceeded; 2]);
+}

@@ -495,3 +495,18 @@ fn what_no_broker_says_to_a_client_is_dropped() {
     }
     assert_eq!(client.session.waiting(), 1);
 }
+
+#[test]
+fn a_priority_goes_with_the_call_and_is_checked() {
+    let mut session = Session::new(1, Limits::default());
+    let with = |priority| {
+        let Event::Call(new) = call(1, 1_000, Options::default()) else { unreachable!() };
+        Event::Call(NewCall { priority, ..new })
+    };
+    session.handle(at(0), with(10));
+    let Some(Action::End(_, Err(status))) = session.poll_action() else { panic!("it was taken") };
+    assert_eq!(status.code, Code::InvalidArgument);
+    session.handle(at(0), with(9));
+    let Some(Action::ToPipe(_, packet)) = session.poll_action() else { panic!("nothing is sent") };
+    assert!(matches!(packet.message, Message::Call(call) if call.priority == 9));
+}
