@@ -19,6 +19,10 @@ const END: &str = "<!-- bench: end -->";
 const QUICK_RUN_MS: u64 = 300;
 const QUICK_WARM_UP_MS: u64 = 100;
 
+/// What is measured if nothing is said: one request after the other, some, many, and many clients.
+const LOADS: [(u16, u32); 4] = [(1, 1), (1, 64), (1, 512), (8, 64)];
+const QUICK_LOADS: [(u16, u32); 2] = [(1, 1), (8, 64)];
+
 /// Measure variants side by side and print a table
 #[derive(Args, Debug)]
 pub(crate) struct CompareArgs {
@@ -31,8 +35,8 @@ pub(crate) struct CompareArgs {
     /// What is measured; a comma between several. The first is what the others are compared to
     #[arg(long, value_enum, value_delimiter = ',')]
     variants: Vec<Variant>,
-    /// Loads as clients × in flight
-    #[arg(long, value_delimiter = ',', default_value = "1x1,1x64,1x512,8x64", value_parser = shape)]
+    /// Loads as clients × in flight [default: 1x1,1x64,1x512,8x64; of --quick 1x1,8x64]
+    #[arg(long, value_delimiter = ',', value_parser = shape)]
     loads: Vec<(u16, u32)>,
     /// Bytes of a body
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=8_000))]
@@ -80,42 +84,77 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         true => Variant::value_variants().to_vec(),
         false => args.variants.clone(),
     };
+    let loads = match (args.loads.is_empty(), args.quick) {
+        (false, _) => args.loads.clone(),
+        (true, true) => QUICK_LOADS.into(),
+        (true, false) => LOADS.into(),
+    };
     let rounds = if args.quick { 1 } else { args.rounds };
-    let mut outcomes = Outcomes::new();
-    let mut single = String::new();
-    for round in 0..rounds {
-        for (number, (clients, in_flight)) in args.loads.iter().enumerate() {
-            let load = load(args, *clients, *in_flight);
-            // There and back again: nobody is always first, nobody always behind the same one.
-            let mut order = variants.clone();
-            if round % 2 == 1 {
-                order.reverse();
-            }
-            for variant in order {
-                let outcome = variant.run(&load, &programs)?;
-                let said = format!("{clients}x{in_flight} {}", variant.title());
-                eprintln!("round {}: {said}: {:.0}/s", round + 1, outcome.rate);
-                if outcome.failed() > 0 {
-                    bail!("{said}: requests have failed: {:?}", outcome.errors);
-                }
-                let line = json!({"round": round + 1, "clients": clients, "in_flight": in_flight,
-                    "variant": variant.title(), "outcome": outcome});
-                let _ = writeln!(single, "{line}");
-                outcomes.entry((number, variant)).or_default().push(outcome);
-            }
-        }
-    }
-    let mut table = table(&variants, &args.loads, &outcomes, args.size, rounds)?;
-    table += &cpu_table(&variants, &args.loads, &outcomes);
+    let measured = measure(args, &variants, &loads, rounds, &programs);
+    let mut table = table(&variants, &loads, &measured.outcomes, args.size, rounds)?;
+    table += &cpu_table(&variants, &loads, &measured.outcomes);
     print!("{table}");
     if let Some(path) = &args.outcomes {
-        std::fs::write(path, single).with_context(|| path.display().to_string())?;
+        std::fs::write(path, measured.lines).with_context(|| path.display().to_string())?;
+    }
+    if !measured.wrong.is_empty() {
+        bail!("the table is not whole: {}", measured.wrong.join("; "));
     }
     if let Some(page) = &args.page {
         let text = between(&std::fs::read_to_string(page)?, &table, page)?;
         std::fs::write(page, text).with_context(|| page.display().to_string())?;
     }
     Ok(())
+}
+
+/// What all rounds have shown.
+#[derive(Default)]
+struct Measured {
+    outcomes: Outcomes,
+    /// Each outcome as a line of JSON.
+    lines: String,
+    /// What did not work, or not for every request.
+    wrong: Vec<String>,
+}
+
+fn measure(
+    args: &CompareArgs,
+    variants: &[Variant],
+    loads: &[(u16, u32)],
+    rounds: u8,
+    programs: &Programs,
+) -> Measured {
+    let mut measured = Measured::default();
+    for round in 1..=rounds {
+        for (number, (clients, in_flight)) in loads.iter().enumerate() {
+            let load = load(args, *clients, *in_flight);
+            // There and back again: nobody is always first, nobody always behind the same one.
+            let mut order = variants.to_vec();
+            if round % 2 == 0 {
+                order.reverse();
+            }
+            for variant in order {
+                let said = format!("round {round}: {clients}x{in_flight} {}", variant.title());
+                let outcome = match variant.run(&load, programs) {
+                    Ok(outcome) => outcome,
+                    // The others' minutes are not lost for it.
+                    Err(error) => {
+                        measured.wrong.push(format!("{said}: {error:#}"));
+                        continue;
+                    }
+                };
+                eprintln!("{said}: {:.0}/s", outcome.rate);
+                if outcome.failed() > 0 {
+                    measured.wrong.push(format!("{said}: failed: {:?}", outcome.errors));
+                }
+                let line = json!({"round": round, "clients": clients, "in_flight": in_flight,
+                    "variant": variant.title(), "outcome": outcome});
+                let _ = writeln!(measured.lines, "{line}");
+                measured.outcomes.entry((number, variant)).or_default().push(outcome);
+            }
+        }
+    }
+    measured
 }
 
 fn load(args: &CompareArgs, clients: u16, in_flight: u32) -> Load {
