@@ -6,6 +6,9 @@
 //!   state pipes ── SUB ─┘                      └─▶ DEALER to the state pipes
 //! ```
 //!
+//! Where a broker owns its pipes ([`Broker::start_with_pipes`]) the DEALERs towards them fall away,
+//! and with them half the hops of a call.
+//!
 //! It decides nothing: who gets what is the core's. Used by `zex broker`, `zex up` and the tests.
 
 mod local;
@@ -16,7 +19,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use zex_core::mesh::{Action, Event, Link, Mesh, Settings, Stats};
-use zex_plumbing::{Clock, Context, Handle, Mailbox, Sent, Socket, epoch_now, mailbox, wait};
+use zex_plumbing::{
+    Clock, Context, FusedPipe, Handle, Mailbox, Sent, Socket, epoch_now, mailbox, wait,
+};
 use zex_spec::{BrokerId, Incarnation, Malformed, Packet};
 
 pub use local::{LocalEndpoints, LocalMesh};
@@ -104,10 +109,25 @@ impl Broker {
     /// [`Error`] if an endpoint is malformed, or the system has no sockets or threads left. That a
     /// pipe is not there is no error: it is waited for.
     pub fn start(context: &Context, settings: BrokerSettings) -> Result<Self, Error> {
+        Self::start_with_pipes(context, settings, Vec::new(), Vec::new())
+    }
+
+    /// The same with pipes of its own besides those that it connects to: in pipes, worker pipes.
+    /// They end with the broker.
+    ///
+    /// # Errors
+    /// As [`Broker::start`].
+    pub fn start_with_pipes(
+        context: &Context,
+        settings: BrokerSettings,
+        in_pipes: Vec<FusedPipe>,
+        worker_pipes: Vec<FusedPipe>,
+    ) -> Result<Self, Error> {
         let id = Incarnation::new(&settings.name, epoch_now());
         let (commands, inbox) = mailbox(COMMANDS)?;
         let gauges = Arc::new(Gauges::default());
-        let driver = Driver::new(context, id, settings, inbox, Arc::clone(&gauges))?;
+        let inbox = (inbox, Arc::clone(&gauges));
+        let driver = Driver::new(context, id, settings, [in_pipes, worker_pipes], inbox)?;
         let thread = std::thread::Builder::new().name("zex-broker".into());
         let thread = thread.spawn(move || driver.run()).map_err(Error::Thread)?;
         Ok(Self { id, commands, thread: Some(thread), gauges })
@@ -173,12 +193,20 @@ impl Drop for Broker {
     }
 }
 
+/// How a broker and a pipe reach each other.
+enum Way {
+    /// A pipe elsewhere.
+    Dealer(Socket),
+    /// A pipe in this thread. Boxed: it is many times as large as a socket.
+    Fused(Box<FusedPipe>),
+}
+
 /// The thread's own.
 struct Driver {
     name: String,
     clock: Clock,
     mesh: Mesh,
-    links: Vec<(Link, Socket)>,
+    links: Vec<(Link, Way)>,
     /// To the state pipes, and from them.
     told: Vec<Socket>,
     heard: Vec<Socket>,
@@ -203,25 +231,23 @@ impl Driver {
         context: &Context,
         id: BrokerId,
         settings: BrokerSettings,
-        inbox: Mailbox<Command>,
-        gauges: Arc<Gauges>,
+        [in_pipes, worker_pipes]: [Vec<FusedPipe>; 2],
+        (inbox, gauges): (Mailbox<Command>, Arc<Gauges>),
     ) -> Result<Self, Error> {
-        let number = |pipes: &[String]| {
-            u8::try_from(pipes.len()).map_err(|_| Error::TooManyPipes(pipes.len()))
-        };
+        let ins = ways(context, id, &settings.in_pipes, in_pipes)?;
+        let workers = ways(context, id, &settings.worker_pipes, worker_pipes)?;
+        let number =
+            |ways: &[Way]| u8::try_from(ways.len()).map_err(|_| Error::TooManyPipes(ways.len()));
         let bounds = Settings {
-            in_links: number(&settings.in_pipes)?,
-            worker_links: number(&settings.worker_pipes)?,
+            in_links: number(&ins)?,
+            worker_links: number(&workers)?,
             state: !settings.state_pipes.is_empty(),
             seed: random_seed(),
             ..settings.bounds
         };
-        let mut links = Vec::new();
-        let ins = (0..bounds.in_links).map(Link::In).zip(&settings.in_pipes);
-        let workers = (0..bounds.worker_links).map(Link::Worker).zip(&settings.worker_pipes);
-        for (link, endpoint) in ins.chain(workers) {
-            links.push((link, context.dealer_for_broker(id, endpoint)?));
-        }
+        let ins = (0..bounds.in_links).map(Link::In).zip(ins);
+        let workers = (0..bounds.worker_links).map(Link::Worker).zip(workers);
+        let links = ins.chain(workers).collect();
         let (mut told, mut heard) = (Vec::new(), Vec::new());
         for (listens, publishes) in &settings.state_pipes {
             told.push(context.dealer_for_broker(id, listens)?);
@@ -258,16 +284,15 @@ impl Driver {
             if self.drained || self.inbox.is_closed() {
                 break;
             }
-            self.take_in();
+            let busy = self.take_in();
             if self.mesh.poll_timeout().is_some_and(|at| at <= self.clock.now()) {
                 self.step(Event::Tick);
             }
             self.publish();
-            let at = self.mesh.poll_timeout().map(|at| self.clock.instant(at));
-            let at = at.unwrap_or_else(|| Instant::now() + Duration::from_secs(1));
-            let sockets: Vec<&Socket> =
-                self.links.iter().map(|(_, socket)| socket).chain(&self.heard).collect();
-            if let Err(error) = wait(&sockets, &self.inbox, at) {
+            if busy {
+                continue;
+            }
+            if let Err(error) = self.sleep() {
                 tracing::error!(broker = self.name, %error, "broker stopped");
                 return;
             }
@@ -275,17 +300,45 @@ impl Driver {
         tracing::info!(broker = self.name, "broker drained");
     }
 
-    /// One turn over every socket, a burst each.
-    fn take_in(&mut self) {
+    /// Until a socket has something, or a command or a timer is due.
+    fn sleep(&self) -> Result<(), zex_plumbing::Error> {
+        let at = self.mesh.poll_timeout().map(|at| self.clock.instant(at));
+        let mut at = at.unwrap_or_else(|| Instant::now() + Duration::from_secs(1));
+        let mut sockets: Vec<&Socket> = self.heard.iter().collect();
+        for (_, way) in &self.links {
+            match way {
+                Way::Dealer(socket) => sockets.push(socket),
+                Way::Fused(pipe) => {
+                    sockets.extend(pipe.sockets());
+                    at = at.min(pipe.deadline());
+                }
+            }
+        }
+        wait(&sockets, &self.inbox, at)
+    }
+
+    /// One turn over every socket, a burst each. Whether there was anything.
+    fn take_in(&mut self) -> bool {
+        let mut busy = false;
         for at in 0..self.links.len() {
-            for _ in 0..BURST_MESSAGES {
-                let (link, socket) = &self.links[at];
+            if let (_, Way::Fused(pipe)) = &mut self.links[at] {
+                busy |= pipe.turn();
+            }
+            for taken in 0.. {
+                let (link, way) = &mut self.links[at];
                 let link = *link;
-                match decode(socket) {
+                let packet = match way {
+                    // What has come in its turn, and what follows from that: all of it.
+                    Way::Fused(pipe) => Ok(pipe.next()),
+                    Way::Dealer(_) if taken == BURST_MESSAGES => break,
+                    Way::Dealer(socket) => decode(socket),
+                };
+                match packet {
                     Ok(Some(packet)) => self.step(Event::FromPipe(link, packet)),
                     Ok(None) => break,
                     Err(error) => self.complain(&error),
                 }
+                busy = true;
             }
         }
         for at in 0..self.heard.len() {
@@ -295,8 +348,10 @@ impl Driver {
                     Ok(None) => break,
                     Err(error) => self.complain(&error),
                 }
+                busy = true;
             }
         }
+        busy
     }
 
     fn step(&mut self, event: Event) {
@@ -309,11 +364,16 @@ impl Driver {
         while let Some(action) = self.mesh.poll_action() {
             match action {
                 Action::ToPipe(link, packet) => {
-                    let socket = self.links.iter().find(|(known, _)| *known == link);
-                    let Some((_, socket)) = socket else { continue };
-                    let (first, rest) = packet.encode();
-                    if socket.send(first, rest) != Sent::Sent {
-                        self.mesh.handle(self.clock.now(), Event::Refused(link, packet));
+                    let way = self.links.iter_mut().find(|(known, _)| *known == link);
+                    match way {
+                        Some((_, Way::Dealer(socket))) => {
+                            let (first, rest) = packet.encode();
+                            if socket.send(first, rest) != Sent::Sent {
+                                self.mesh.handle(self.clock.now(), Event::Refused(link, packet));
+                            }
+                        }
+                        Some((_, Way::Fused(pipe))) => pipe.send(packet),
+                        None => {}
                     }
                 }
                 Action::ToState(packet) => {
@@ -368,6 +428,24 @@ impl Driver {
             tracing::warn!(broker, count, %error, "dropped a malformed message");
         }
     }
+}
+
+/// Connects to pipes elsewhere, and takes over those of its own.
+fn ways(
+    context: &Context,
+    id: BrokerId,
+    elsewhere: &[String],
+    own: Vec<FusedPipe>,
+) -> Result<Vec<Way>, Error> {
+    let mut ways = Vec::new();
+    for endpoint in elsewhere {
+        ways.push(Way::Dealer(context.dealer_for_broker(id, endpoint)?));
+    }
+    for mut pipe in own {
+        pipe.adopt(id);
+        ways.push(Way::Fused(Box::new(pipe)));
+    }
+    Ok(ways)
 }
 
 fn decode(socket: &Socket) -> Result<Option<Packet>, Malformed> {

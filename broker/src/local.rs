@@ -5,13 +5,15 @@
 //!                              └── [state pipe] ──┘
 //! ```
 //!
-//! The same sockets as with a process for each role, so others can join it. Used by `zex up`, and
-//! by the tests of everything that needs a mesh.
+//! The same sockets as with a process for each role, so others can join it. One broker alone owns
+//! the in pipe and the worker pipe itself, in its thread; several share pipes with threads of their
+//! own, so that none depends on another. Used by `zex up`, and by the tests of everything that needs
+//! a mesh.
 
 use std::time::Duration;
 
 use zex_core::mesh::Settings;
-use zex_plumbing::{Context, Pipe, PipeSettings, StatePipeSettings};
+use zex_plumbing::{Context, FusedPipe, Pipe, PipeSettings, StatePipeSettings};
 
 use crate::{Broker, BrokerSettings, Error};
 
@@ -50,9 +52,9 @@ impl Default for LocalEndpoints {
 /// A running mesh. Dropping it stops everything at once.
 pub struct LocalMesh {
     context: Context,
-    in_pipe: Pipe,
-    state_pipe: Pipe,
-    worker_pipe: Pipe,
+    at: LocalEndpoints,
+    /// Those with a thread of their own.
+    pipes: Vec<Pipe>,
     brokers: Vec<(String, Broker)>,
 }
 
@@ -62,31 +64,63 @@ impl LocalMesh {
     ///
     /// # Errors
     /// [`Error`] if an endpoint is taken or malformed.
-    pub fn start(brokers: u8, at: LocalEndpoints) -> Result<Self, Error> {
+    pub fn start(brokers: u8, mut at: LocalEndpoints) -> Result<Self, Error> {
         let context = Context::new();
-        let edge = |name: &str, peers_endpoint, brokers_endpoint| PipeSettings {
+        let edge = |name: &str, peers: &str, brokers: &str| PipeSettings {
             name: name.to_owned(),
-            peers_endpoint,
-            brokers_endpoint,
+            peers_endpoint: peers.to_owned(),
+            brokers_endpoint: brokers.to_owned(),
         };
-        let in_pipe = edge("in-pipe", at.in_pipe, at.in_pipe_brokers);
-        let worker_pipe = edge("worker-pipe", at.worker_pipe, at.worker_pipe_brokers);
+        let in_pipe = edge("in-pipe", &at.in_pipe, &at.in_pipe_brokers);
+        let worker_pipe = edge("worker-pipe", &at.worker_pipe, &at.worker_pipe_brokers);
         let state_pipe = StatePipeSettings {
             name: "state-pipe".to_owned(),
             brokers_endpoint: at.state_pipe,
             publish_endpoint: at.state_pipe_publish,
         };
-        let mut mesh = Self {
-            in_pipe: Pipe::start_in(&context, &in_pipe)?,
-            state_pipe: Pipe::start_state(&context, &state_pipe)?,
-            worker_pipe: Pipe::start_worker(&context, &worker_pipe)?,
-            context,
-            brokers: Vec::new(),
-        };
-        for number in 1..=brokers {
-            mesh.add_broker(format!("broker-{number}"))?;
+        let state_pipe = Pipe::start_state(&context, &state_pipe)?;
+        at.state_pipe = state_pipe.front_endpoint().to_owned();
+        at.state_pipe_publish = state_pipe.back_endpoint().to_owned();
+        let (mut pipes, mut fused) = (vec![state_pipe], None);
+        if brokers == 1 {
+            let in_pipe = FusedPipe::in_pipe(&context, &in_pipe)?;
+            let worker_pipe = FusedPipe::worker_pipe(&context, &worker_pipe)?;
+            at.in_pipe = in_pipe.front_endpoint().to_owned();
+            at.in_pipe_brokers = in_pipe.back_endpoint().to_owned();
+            at.worker_pipe = worker_pipe.front_endpoint().to_owned();
+            at.worker_pipe_brokers = worker_pipe.back_endpoint().to_owned();
+            fused = Some((in_pipe, worker_pipe));
+        } else {
+            let in_pipe = Pipe::start_in(&context, &in_pipe)?;
+            let worker_pipe = Pipe::start_worker(&context, &worker_pipe)?;
+            at.in_pipe = in_pipe.front_endpoint().to_owned();
+            at.in_pipe_brokers = in_pipe.back_endpoint().to_owned();
+            at.worker_pipe = worker_pipe.front_endpoint().to_owned();
+            at.worker_pipe_brokers = worker_pipe.back_endpoint().to_owned();
+            pipes.extend([in_pipe, worker_pipe]);
+        }
+        let mut mesh = Self { context, at, pipes, brokers: Vec::new() };
+        match fused {
+            Some((in_pipe, worker_pipe)) => mesh.start_owner(in_pipe, worker_pipe)?,
+            None => (1..=brokers).try_for_each(|n| mesh.add_broker(format!("broker-{n}")))?,
         }
         Ok(mesh)
+    }
+
+    /// The only broker, with the pipes in its thread.
+    fn start_owner(&mut self, in_pipe: FusedPipe, worker_pipe: FusedPipe) -> Result<(), Error> {
+        let name = "broker-1".to_owned();
+        let settings = BrokerSettings {
+            name: name.clone(),
+            in_pipes: Vec::new(),
+            worker_pipes: Vec::new(),
+            state_pipes: self.state_pipes(),
+            bounds: Settings::default(),
+        };
+        let (ins, workers) = (vec![in_pipe], vec![worker_pipe]);
+        let broker = Broker::start_with_pipes(&self.context, settings, ins, workers)?;
+        self.brokers.push((name, broker));
+        Ok(())
     }
 
     /// One broker more.
@@ -94,18 +128,20 @@ impl LocalMesh {
     /// # Errors
     /// [`Error`] if the system has no sockets or threads left.
     pub fn add_broker(&mut self, name: String) -> Result<(), Error> {
-        let state = self.state_pipe.front_endpoint();
-        let publishes = self.state_pipe.back_endpoint();
         let settings = BrokerSettings {
             name: name.clone(),
-            in_pipes: vec![reachable(self.in_pipe.back_endpoint())],
-            worker_pipes: vec![reachable(self.worker_pipe.back_endpoint())],
-            state_pipes: vec![(reachable(state), reachable(publishes))],
+            in_pipes: vec![reachable(&self.at.in_pipe_brokers)],
+            worker_pipes: vec![reachable(&self.at.worker_pipe_brokers)],
+            state_pipes: self.state_pipes(),
             bounds: Settings::default(),
         };
         let broker = Broker::start(&self.context, settings)?;
         self.brokers.push((name, broker));
         Ok(())
+    }
+
+    fn state_pipes(&self) -> Vec<(String, String)> {
+        vec![(reachable(&self.at.state_pipe), reachable(&self.at.state_pipe_publish))]
     }
 
     /// The context that its sockets share, for clients and workers of the same process.
@@ -115,24 +151,17 @@ impl LocalMesh {
 
     /// Where clients of this process connect.
     pub fn for_clients(&self) -> String {
-        reachable(self.in_pipe.front_endpoint())
+        reachable(&self.at.in_pipe)
     }
 
     /// Where workers of this process connect.
     pub fn for_workers(&self) -> String {
-        reachable(self.worker_pipe.front_endpoint())
+        reachable(&self.at.worker_pipe)
     }
 
     /// Where it really listens: port 0 has become a number.
     pub fn endpoints(&self) -> LocalEndpoints {
-        LocalEndpoints {
-            in_pipe: self.in_pipe.front_endpoint().to_owned(),
-            in_pipe_brokers: self.in_pipe.back_endpoint().to_owned(),
-            state_pipe: self.state_pipe.front_endpoint().to_owned(),
-            state_pipe_publish: self.state_pipe.back_endpoint().to_owned(),
-            worker_pipe: self.worker_pipe.front_endpoint().to_owned(),
-            worker_pipe_brokers: self.worker_pipe.back_endpoint().to_owned(),
-        }
+        self.at.clone()
     }
 
     /// Its brokers with their names.
@@ -142,8 +171,7 @@ impl LocalMesh {
 
     /// Whether every pipe and every broker lives.
     pub fn is_running(&self) -> bool {
-        let pipes = [&self.in_pipe, &self.state_pipe, &self.worker_pipe];
-        pipes.iter().all(|pipe| pipe.is_running())
+        self.pipes.iter().all(Pipe::is_running)
             && self.brokers.iter().all(|(_, broker)| broker.is_running())
     }
 

@@ -58,7 +58,7 @@ pub use clock::{Clock, epoch_now, new_peer_id};
 pub use context::Context;
 pub use dealers::Dealers;
 pub use mailbox::{Handle, Mailbox, NotSent, mailbox, wait};
-pub use pipe::{Pipe, PipeSettings, PipeStats, StatePipeSettings};
+pub use pipe::{FusedPipe, FusedStats, Pipe, PipeSettings, PipeStats, StatePipeSettings};
 pub use socket::{Sent, Socket};
 
 /// What can go wrong when sockets are made or waited for.

@@ -153,9 +153,8 @@ impl<T> Mailbox<T> {
         quiet
     }
 
-    /// Says that no wake-up is needed any more, and takes the bytes of those that came.
-    fn wake_up(&self) {
-        self.wake.asleep.store(false, Ordering::SeqCst);
+    /// Takes the bytes of the wake-ups that came.
+    fn take_bytes(&self) {
         let mut bytes = [0; 64];
         // One byte a sleep, so this ends; the bound is for a peer of the pair that is not us.
         for _ in 0..64 {
@@ -190,10 +189,14 @@ pub fn wait<T>(sockets: &[&Socket], mailbox: &Mailbox<T>, deadline: Instant) -> 
     let own = sockets.iter().map(|socket| socket.poll_item()).chain([wake]);
     let mut items: Vec<_> = own.chain(watched).collect();
     let polled = zmq::poll(&mut items, timeout_ms);
+    mailbox.wake.asleep.store(false, Ordering::SeqCst);
+    // Only when there are any: it is a system call.
+    if items[sockets.len()].is_readable() {
+        mailbox.take_bytes();
+    }
     for (monitor, item) in monitors().zip(&items[sockets.len() + 1..]) {
         monitor.polled(item.is_readable());
     }
-    mailbox.wake_up();
     match polled {
         // A signal: the caller looks at everything and comes back.
         Ok(_) | Err(zmq::Error::EINTR) => Ok(()),

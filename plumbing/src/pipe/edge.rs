@@ -10,10 +10,14 @@
 //!
 //! Native messages are passed on as the frames that libzmq received, without a copy.
 //! `ends` sees when a peer's or a broker's connection ends; `connections` knows whose it was.
+//!
+//! A broker in the same thread ([`super::FusedPipe`]) is served like any other, but is handed
+//! decoded messages instead of frames: two sockets and two system calls less a hop.
 
 mod connections;
 mod ends;
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,7 +30,7 @@ use zex_spec::{
 };
 
 use self::connections::Connections;
-use super::{IDLE_MS, Report, Taken, Wrong, broker_of, burst};
+use super::{BURST, IDLE_MS, Report, Taken, Wrong, broker_of, burst};
 use crate::monitor::descriptor_of;
 use crate::socket::into_bytes;
 use crate::{Clock, Error, Mailbox, Sent, Socket, wait};
@@ -60,6 +64,14 @@ pub(super) struct Edge {
     report: Report,
     clock: Clock,
     now: Time,
+    local: Option<Local>,
+}
+
+/// The broker in the pipe's own thread.
+struct Local {
+    broker: BrokerId,
+    /// What has come for it. It takes everything after each burst, so a burst bounds it.
+    arrived: VecDeque<Packet>,
 }
 
 /// A message's frames, without routing id.
@@ -96,30 +108,23 @@ impl Edge {
             report,
             clock,
             now,
+            local: None,
         }
+    }
+
+    /// Serves this broker, which drives the pipe and takes what [`Edge::next_for_local`] has.
+    pub(super) fn adopt(&mut self, broker: BrokerId) {
+        self.local = Some(Local { broker, arrived: VecDeque::with_capacity(2 * BURST) });
     }
 
     pub(super) fn run(mut self, stop: &Mailbox<()>) -> Result<(), Error> {
         while !stop.is_closed() && self.drained_at().is_none_or(|at| self.now < at) {
-            self.now = self.clock.now();
             if stop.try_recv().is_some() && self.draining.is_none() {
-                self.draining = Some(self.now);
+                self.draining = Some(self.clock.now());
                 self.pipe.drain();
             }
-            // Brokers first: beats before what is steered by them.
-            let mut busy = burst(&mut self, |edge| &edge.brokers, Self::take_from_broker);
-            busy |= burst(&mut self, |edge| &edge.peers, Self::take_from_peer);
-            busy |= self.watch();
-            self.pipe.tick(self.now);
-            busy |= self.tell_clients();
-            self.report.stats.brokers = self.pipe.brokers().count() as u64;
-            self.report.publish();
-            if !busy {
-                let idle = Instant::now() + Duration::from_millis(IDLE_MS);
-                let due = [self.pipe.poll_timeout(), self.watch_timeout(), self.drained_at()];
-                let due = due.into_iter().flatten().min().map(|time| self.clock.instant(time));
-                let deadline = due.map_or(idle, |due| due.min(idle));
-                wait(&[&self.peers, &self.brokers], stop, deadline)?;
+            if !self.turn() {
+                wait(&self.sockets(), stop, self.deadline())?;
             }
         }
         Ok(())
@@ -130,6 +135,88 @@ impl Edge {
         let since = self.draining?;
         let quiet = self.passed.max(since).plus_ms(QUIET_MS);
         Some(quiet.min(since.plus_ms(DRAIN_MAX_MS)))
+    }
+
+    /// Takes in a burst from each side. Whether there was anything.
+    pub(super) fn turn(&mut self) -> bool {
+        self.now = self.clock.now();
+        // Brokers first: beats before what is steered by them.
+        let mut busy = burst(self, |edge| &edge.brokers, Self::take_from_broker);
+        busy |= burst(self, |edge| &edge.peers, Self::take_from_peer);
+        busy |= self.watch();
+        self.pipe.tick(self.now);
+        busy |= self.tell_clients();
+        self.report.stats.brokers = self.pipe.brokers().count() as u64;
+        self.report.publish();
+        busy
+    }
+
+    /// What to wait for between two turns.
+    pub(super) fn sockets(&self) -> [&Socket; 2] {
+        [&self.peers, &self.brokers]
+    }
+
+    /// When the next turn is due at the latest.
+    pub(super) fn deadline(&self) -> Instant {
+        let idle = Instant::now() + Duration::from_millis(IDLE_MS);
+        let due = [self.pipe.poll_timeout(), self.watch_timeout(), self.drained_at()];
+        let due = due.into_iter().flatten().min().map(|time| self.clock.instant(time));
+        due.map_or(idle, |due| due.min(idle))
+    }
+
+    /// The next message for the broker in this thread.
+    pub(super) fn next_for_local(&mut self) -> Option<Packet> {
+        self.local.as_mut()?.arrived.pop_front()
+    }
+
+    /// Carries out what the broker in this thread says. What cannot be delivered comes back to it
+    /// as any pipe bounces it.
+    pub(super) fn take_from_local(&mut self, packet: Packet) {
+        let Some(broker) = self.local.as_ref().map(|local| local.broker) else { return };
+        self.report.stats.from_brokers += 1;
+        let kind = packet.message.kind();
+        let undelivered = match self.pipe.from_broker(kind) {
+            Route::Peer => self.packet_to_peer(packet),
+            Route::EzPeer => self.ez_to_peer(packet),
+            Route::Beat => self.beat(broker, packet).map(|()| None),
+            route @ (Route::Bounce | Route::Full) => {
+                Ok(Some(Packet { bounced: true, full: route == Route::Full, ..packet }))
+            }
+            _ => Err(Wrong::OutOfPlace(kind)),
+        };
+        match undelivered {
+            Ok(None) => {}
+            Ok(Some(packet)) => {
+                self.report.stats.bounced += 1;
+                self.give_local(packet);
+            }
+            Err(wrong) => self.report.malformed(&broker.0.to_be_bytes(), &wrong),
+        }
+    }
+
+    /// Sends a packet of the local broker to a native peer; bounces it if a worker cannot take it.
+    fn packet_to_peer(&mut self, packet: Packet) -> Result<Option<Packet>, Wrong> {
+        let sent = self.peers.address(&packet.peer.0);
+        if sent == Sent::Sent {
+            let (first, rest) = packet.encode();
+            self.count_to_peer(|peers| peers.send(first, rest));
+        } else if self.pipe.side() == Side::Worker {
+            let full = sent == Sent::WouldBlock;
+            return Ok(Some(Packet { bounced: true, full, ..packet }));
+        } else {
+            self.count_lost(sent);
+        }
+        Ok(None)
+    }
+
+    fn is_local(&self, broker: BrokerId) -> bool {
+        self.local.as_ref().is_some_and(|local| local.broker == broker)
+    }
+
+    fn give_local(&mut self, packet: Packet) {
+        if let Some(local) = &mut self.local {
+            local.arrived.push_back(packet);
+        }
     }
 
     fn take_from_peer(&mut self, taken: Taken<'_>) {
@@ -233,6 +320,10 @@ impl Edge {
                 Route::Bounce => return Steered::Refused,
                 _ => return Steered::OutOfPlace,
             };
+            if self.is_local(broker) {
+                self.frames_to_local(frames.drain(..).map(into_bytes).collect());
+                return Steered::Taken;
+            }
             match self.brokers.address(&broker.0.to_be_bytes()) {
                 Sent::Sent => {
                     match self.brokers.forward(frames.drain(..)) {
@@ -257,6 +348,12 @@ impl Edge {
         let brokers: Vec<_> = self.pipe.brokers().collect();
         let mut taken = false;
         for broker in brokers {
+            if self.is_local(broker) {
+                let copies = frames.iter().map(|frame| Bytes::copy_from_slice(frame));
+                self.frames_to_local(copies.collect());
+                taken = true;
+                continue;
+            }
             match self.brokers.address(&broker.0.to_be_bytes()) {
                 Sent::Sent => {
                     let copies = frames.iter().map(|frame| zmq::Message::from(&frame[..]));
@@ -270,6 +367,17 @@ impl Edge {
             self.report.stats.to_brokers += 1;
         } else {
             self.report.stats.dropped_gone += 1;
+        }
+    }
+
+    /// Decodes a message for the local broker, as any broker does for itself.
+    fn frames_to_local(&mut self, frames: Vec<Bytes>) {
+        match Packet::decode(frames) {
+            Ok(packet) => {
+                self.report.stats.to_brokers += 1;
+                self.give_local(packet);
+            }
+            Err(malformed) => self.report.malformed(&[], &malformed),
         }
     }
 
@@ -305,7 +413,17 @@ impl Edge {
                 }
                 Ok(())
             }
-            Route::EzPeer => self.ez_from_broker(who, frames),
+            Route::EzPeer => {
+                let packet = Packet::decode(frames.drain(..).map(into_bytes).collect())?;
+                if let Some(packet) = self.ez_to_peer(packet)? {
+                    self.report.stats.bounced += 1;
+                    let (first, rest) = packet.encode();
+                    if self.brokers.send_to(who, first, rest) != Sent::Sent {
+                        self.report.stats.dropped_gone += 1;
+                    }
+                }
+                Ok(())
+            }
             route @ (Route::Bounce | Route::Full) => {
                 self.report.stats.bounced += 1;
                 let full = route == Route::Full;
@@ -314,7 +432,8 @@ impl Edge {
             }
             Route::Beat => {
                 let descriptor = frames.first_mut().and_then(descriptor_of);
-                self.beat(broker, prefix.steer, frames)?;
+                let packet = Packet::decode(frames.drain(..).map(into_bytes).collect())?;
+                self.beat(broker, packet)?;
                 self.broker_is_on(who, descriptor);
                 Ok(())
             }
@@ -322,8 +441,8 @@ impl Edge {
         }
     }
 
-    fn ez_from_broker(&mut self, who: &[u8], frames: &mut Frames) -> Result<(), Wrong> {
-        let packet = Packet::decode(frames.drain(..).map(into_bytes).collect())?;
+    /// Sends the EZ message in a packet to its peer; bounces it if a worker cannot take it.
+    fn ez_to_peer(&mut self, packet: Packet) -> Result<Option<Packet>, Wrong> {
         let Body::Frames(body) = packet.body.clone() else {
             return Err(Wrong::OutOfPlace(packet.message.kind()));
         };
@@ -336,27 +455,21 @@ impl Edge {
         let stale = packet.pipe != Incarnation::NONE && packet.pipe != self.id;
         let sent = if stale { Sent::NoRoute } else { self.peers.address(&peer) };
         if sent == Sent::Sent {
-            let mut out = out.into_iter().map(|frame| zmq::Message::from(&frame[..])).collect();
-            self.finish_to_peer(&mut out);
+            self.count_to_peer(|peers| peers.send_all(out));
             if let Message::EzWork(work) = &packet.message {
                 self.pipe.ez_handed(self.now, &work.peer, &work.address);
             }
         } else if self.pipe.side() == Side::Worker {
-            self.report.stats.bounced += 1;
-            let (first, rest) =
-                Packet { bounced: true, full: sent == Sent::WouldBlock, ..packet }.encode();
-            if self.brokers.send_to(who, first, rest) != Sent::Sent {
-                self.report.stats.dropped_gone += 1;
-            }
+            let full = sent == Sent::WouldBlock;
+            return Ok(Some(Packet { bounced: true, full, ..packet }));
         } else {
             self.count_lost(sent);
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn beat(&mut self, broker: BrokerId, steer: Steer, frames: &mut Frames) -> Result<(), Wrong> {
-        let packet = Packet::decode(frames.drain(..).map(into_bytes).collect())?;
-        let kind = packet.message.kind();
+    fn beat(&mut self, broker: BrokerId, packet: Packet) -> Result<(), Wrong> {
+        let (steer, kind) = (packet.steer, packet.message.kind());
         match packet.message {
             // Nobody beats for somebody else.
             Message::BrokerBeat(beat) if steer == Steer::Owner(broker) => {
@@ -364,8 +477,13 @@ impl Edge {
             }
             _ => return Err(Wrong::OutOfPlace(kind)),
         }
-        let answer = PipeBeat { pipe: self.id };
-        let (first, rest) = self.packet(steer, answer.into(), Vec::new()).encode();
+        let answer = self.packet(steer, PipeBeat { pipe: self.id }.into(), Vec::new());
+        if self.is_local(broker) {
+            let body = Body::EMPTY;
+            self.give_local(Packet { body, ..answer });
+            return Ok(());
+        }
+        let (first, rest) = answer.encode();
         // If it does not arrive the broker has other worries; it asks again with its next beat.
         let _ = self.brokers.send_to(&broker.0.to_be_bytes(), first, rest);
         Ok(())
@@ -417,7 +535,11 @@ impl Edge {
 
     /// Sends the frames behind a routing id that was accepted.
     fn finish_to_peer(&mut self, frames: &mut Frames) {
-        match self.peers.forward(frames.drain(..)) {
+        self.count_to_peer(|peers| peers.forward(frames.drain(..)));
+    }
+
+    fn count_to_peer(&mut self, send: impl FnOnce(&Socket) -> Sent) {
+        match send(&self.peers) {
             Sent::Sent => {
                 self.report.stats.to_peers += 1;
                 self.passed = self.now;

@@ -14,6 +14,7 @@
 //! again by themselves, and the next round of beats tells it who lives.
 
 mod edge;
+mod fused;
 mod state;
 
 use std::sync::Arc;
@@ -23,6 +24,8 @@ use std::time::{Duration, Instant};
 
 use zex_core::pipe::Side;
 use zex_spec::{BrokerId, Incarnation, Malformed, PipeId};
+
+pub use fused::{FusedPipe, FusedStats};
 
 use crate::context::Towards;
 use crate::{Context, Error, Handle, Socket, epoch_now, mailbox};

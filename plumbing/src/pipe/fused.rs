@@ -1,0 +1,114 @@
+//! A pipe without a thread of its own: the broker that lives in the same process drives it.
+//!
+//! ```text
+//!   clients ─▶ ROUTER ─┐            ┌─ next ──▶ broker (in this thread, no sockets between)
+//!   others' DEALERs ─▶ ROUTER ─ Edge ◀─ send ──┘
+//! ```
+//!
+//! The wire at the edges is the same, and other brokers join as they join any pipe. Used by a
+//! broker that owns its pipes, which `zex up` with one broker is made of.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use zex_core::pipe::Side;
+use zex_spec::{BrokerId, Packet, PipeId};
+
+use super::edge::Edge;
+use super::{PipeSettings, PipeStats, Published, Report};
+use crate::context::Towards;
+use crate::{Context, Error, Socket, epoch_now};
+
+/// An in pipe or a worker pipe for the thread of one broker.
+pub struct FusedPipe {
+    edge: Edge,
+    front: String,
+    back: String,
+    published: Arc<Published>,
+}
+
+/// What a [`FusedPipe`] has done so far, for who does not drive it.
+#[derive(Clone)]
+pub struct FusedStats(Arc<Published>);
+
+impl FusedStats {
+    /// The counts of now.
+    pub fn read(&self) -> PipeStats {
+        self.0.read()
+    }
+}
+
+impl FusedPipe {
+    /// Binds an in pipe.
+    ///
+    /// # Errors
+    /// As [`super::Pipe::start_in`].
+    pub fn in_pipe(context: &Context, settings: &PipeSettings) -> Result<Self, Error> {
+        Self::bind(context, settings, Side::In)
+    }
+
+    /// Binds a worker pipe.
+    ///
+    /// # Errors
+    /// As [`super::Pipe::start_in`].
+    pub fn worker_pipe(context: &Context, settings: &PipeSettings) -> Result<Self, Error> {
+        Self::bind(context, settings, Side::Worker)
+    }
+
+    fn bind(context: &Context, settings: &PipeSettings, side: Side) -> Result<Self, Error> {
+        let peers = context.watched_router(&settings.peers_endpoint, Towards::Peers)?;
+        let brokers = context.watched_router(&settings.brokers_endpoint, Towards::Brokers)?;
+        let id = PipeId::new(&settings.name, epoch_now());
+        let (front, back) = (peers.endpoint().to_owned(), brokers.endpoint().to_owned());
+        let report = Report::new(&settings.name);
+        let published = Arc::clone(&report.published);
+        tracing::info!(pipe = settings.name, %id, front, back, "pipe started in its broker's thread");
+        Ok(Self { edge: Edge::new(side, id, [peers, brokers], report), front, back, published })
+    }
+
+    /// Names the broker that drives it. Before, nothing reaches it.
+    pub fn adopt(&mut self, broker: BrokerId) {
+        self.edge.adopt(broker);
+    }
+
+    /// Where its clients or workers connect.
+    pub fn front_endpoint(&self) -> &str {
+        &self.front
+    }
+
+    /// Where other brokers connect.
+    pub fn back_endpoint(&self) -> &str {
+        &self.back
+    }
+
+    /// Its counts, for other threads.
+    pub fn stats(&self) -> FusedStats {
+        FusedStats(Arc::clone(&self.published))
+    }
+
+    /// Takes in a burst from each side. Whether there was anything.
+    pub fn turn(&mut self) -> bool {
+        self.edge.turn()
+    }
+
+    /// The next message for the broker; take them all after each turn.
+    pub fn next(&mut self) -> Option<Packet> {
+        self.edge.next_for_local()
+    }
+
+    /// Sends what the broker says. What cannot be delivered comes back by [`FusedPipe::next`],
+    /// marked as bounced.
+    pub fn send(&mut self, packet: Packet) {
+        self.edge.take_from_local(packet);
+    }
+
+    /// What to wait for between two turns.
+    pub fn sockets(&self) -> [&Socket; 2] {
+        self.edge.sockets()
+    }
+
+    /// When the next turn is due at the latest.
+    pub fn deadline(&self) -> Instant {
+        self.edge.deadline()
+    }
+}
