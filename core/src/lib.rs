@@ -14,8 +14,10 @@
 //! This crate knows nothing of sockets, clocks, threads, files or tokio; its `clippy.toml` sees to
 //! that.
 
+mod kept;
 pub mod mesh;
 pub mod pipe;
+mod seeded;
 pub mod session;
 mod time;
 

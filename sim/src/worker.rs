@@ -193,7 +193,8 @@ impl WorkerNode {
 
 fn new_session(now: Time, plan: &WorkerPlan, paths: u8) -> Session {
     let memory = MemoryLimits { keys: plan.memory_keys, ..MemoryLimits::default() };
-    let settings = Settings { name: "w".to_owned(), capacity: plan.capacity, paths, memory };
+    let settings =
+        Settings { name: "w".to_owned(), capacity: plan.capacity, paths, memory, seed: 1 };
     Session::new(now, settings)
 }
 

@@ -141,6 +141,8 @@ impl WorkerBuilder {
             // Counted above.
             paths: dealers.len() as u8,
             memory: self.memory,
+            // Random as an id, and not the one that everybody learns.
+            seed: new_peer_id().0.iter().fold(0, |seed, byte| (seed << 8) | u64::from(*byte)),
         };
         let (commands, mailbox) = mailbox(MAILBOX_COMMANDS)?;
         let commands = Commands::new(commands, MAILBOX_COMMANDS);

@@ -2,27 +2,13 @@
 //! second effect. Bounded in time and in bytes; the oldest goes first.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, DefaultHasher, Hasher};
 
 use bytes::Bytes;
 use zex_spec::Key;
 
 use crate::Time;
-
-/// A hasher that is the same in every run with the same seed: the simulator needs that, and a
-/// real broker's random seed keeps strangers from choosing keys that collide.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Seeded(pub(super) u64);
-
-impl BuildHasher for Seeded {
-    type Hasher = DefaultHasher;
-
-    fn build_hasher(&self) -> DefaultHasher {
-        let mut hasher = DefaultHasher::new();
-        hasher.write_u64(self.0);
-        hasher
-    }
-}
+use crate::kept::Pages;
+pub(super) use crate::seeded::Seeded;
 
 /// A hasher for numbers that this broker gives out itself, one after the other. Nobody else can
 /// choose them, so one multiplication (Knuth's, by 2^64 over the golden ratio) spreads them well.
@@ -71,11 +57,23 @@ pub(super) struct Outcome {
 /// Bytes that one remembered call costs besides its body: map entry, queue entry, strings.
 const OVERHEAD_BYTES: usize = 160;
 
+#[derive(Debug)]
+struct Entry {
+    at: Time,
+    key: Key,
+    outcome: Outcome,
+}
+
 /// The outcomes of the last minute.
 #[derive(Debug)]
 pub(super) struct Memory {
-    outcomes: HashMap<Key, Outcome, Seeded>,
-    oldest: VecDeque<(Time, Key)>,
+    /// The oldest first.
+    entries: VecDeque<Entry>,
+    /// How many have been dropped in front of them.
+    dropped: u64,
+    /// The number of each key's entry, counted from the very first.
+    numbers: HashMap<Key, u64, Seeded>,
+    pages: Pages,
     bytes: usize,
     keep_ms: u64,
     limit_bytes: usize,
@@ -83,23 +81,35 @@ pub(super) struct Memory {
 
 impl Memory {
     pub(super) fn new(keep_ms: u64, limit_bytes: usize, seed: u64) -> Self {
-        let outcomes = HashMap::with_hasher(Seeded(seed));
-        Self { outcomes, oldest: VecDeque::new(), bytes: 0, keep_ms, limit_bytes }
+        Self {
+            entries: VecDeque::new(),
+            dropped: 0,
+            numbers: HashMap::with_hasher(Seeded(seed)),
+            pages: Pages::default(),
+            bytes: 0,
+            keep_ms,
+            limit_bytes,
+        }
     }
 
     pub(super) fn get(&self, key: &Key) -> Option<&Outcome> {
-        self.outcomes.get(key)
+        let at = self.numbers.get(key)?.checked_sub(self.dropped)?;
+        self.entries.get(usize::try_from(at).ok()?).map(|entry| &entry.outcome)
     }
 
     /// Keeps an outcome; the first for a key stays.
     pub(super) fn put(&mut self, now: Time, key: Key, outcome: Outcome) {
         let size = size(&outcome);
-        if size > self.limit_bytes || self.outcomes.contains_key(&key) {
+        if size > self.limit_bytes {
+            return;
+        }
+        let number = self.dropped + self.entries.len() as u64;
+        if *self.numbers.entry(key).or_insert(number) != number {
             return;
         }
         self.bytes += size;
-        self.outcomes.insert(key, outcome);
-        self.oldest.push_back((now, key));
+        let outcome = Outcome { body: self.pages.keep(outcome.body), ..outcome };
+        self.entries.push_back(Entry { at: now, key, outcome });
         while self.bytes > self.limit_bytes {
             self.drop_oldest();
         }
@@ -107,16 +117,18 @@ impl Memory {
 
     /// Forgets what is older than the time to keep.
     pub(super) fn expire(&mut self, now: Time) {
-        while self.oldest.front().is_some_and(|(at, _)| at.plus_ms(self.keep_ms) <= now) {
+        let keep_ms = self.keep_ms;
+        let old = |entry: &Entry| entry.at.plus_ms(keep_ms) <= now;
+        while self.entries.front().is_some_and(old) {
             self.drop_oldest();
         }
     }
 
     fn drop_oldest(&mut self) {
-        let Some((_, key)) = self.oldest.pop_front() else { return };
-        if let Some(outcome) = self.outcomes.remove(&key) {
-            self.bytes -= size(&outcome);
-        }
+        let Some(entry) = self.entries.pop_front() else { return };
+        self.dropped += 1;
+        self.numbers.remove(&entry.key);
+        self.bytes -= size(&entry.outcome);
     }
 }
 
@@ -149,6 +161,6 @@ mod tests {
         memory.expire(Time(0).plus_ms(60_001));
         assert!(memory.get(&key(2)).is_none() && memory.get(&key(3)).is_some());
         memory.expire(Time(0).plus_ms(60_002));
-        assert_eq!((memory.outcomes.len(), memory.bytes), (0, 0));
+        assert_eq!((memory.numbers.len(), memory.entries.len(), memory.bytes), (0, 0, 0));
     }
 }

@@ -13,13 +13,15 @@
 //! they would have been anyway the worker cannot say "never begun here" of a key that it does not
 //! know. It then says nothing, and the caller gets `UNAVAILABLE` instead of a second effect.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use zex_spec::{BrokerId, Key};
 
 use super::worker::RunId;
 use crate::Time;
+use crate::kept::Pages;
+use crate::seeded::Seeded;
 
 /// How long answers and denials are remembered, ms.
 pub(super) const MEMORY_MS: u64 = 60_000;
@@ -71,8 +73,8 @@ struct Denial {
 #[derive(Debug)]
 enum State {
     Running(RunId),
-    Answered(Box<Answered>),
-    Spent,
+    /// Its number among all that were ever answered here, which says where its answer is.
+    Ended(u64),
     Denied(Box<Denial>),
 }
 
@@ -93,25 +95,31 @@ pub(super) enum Known<'a> {
 #[derive(Debug)]
 pub(super) struct Memory {
     limits: MemoryLimits,
-    states: BTreeMap<Key, State>,
-    /// Answered and spent keys with the end of their time, the oldest first.
-    answered: VecDeque<(Time, Key)>,
-    /// How many at the front of `answered` are spent.
-    spent: usize,
+    states: HashMap<Key, State, Seeded>,
+    /// Ended keys with the end of their time, the oldest first.
+    ended: VecDeque<(Time, Key)>,
+    /// How many have been forgotten in front of them.
+    forgotten: u64,
+    /// The answers of the latest of them; the keys before are spent.
+    answers: VecDeque<Answered>,
     answer_bytes: usize,
+    pages: Pages,
     denied: VecDeque<(Time, Key)>,
     /// Until then an unknown key may be one that was forgotten early.
     blind_until: Time,
 }
 
 impl Memory {
-    pub(super) fn new(limits: MemoryLimits) -> Self {
+    /// `seed` keeps strangers from choosing keys that collide.
+    pub(super) fn new(limits: MemoryLimits, seed: u64) -> Self {
         Self {
             limits,
-            states: BTreeMap::new(),
-            answered: VecDeque::new(),
-            spent: 0,
+            states: HashMap::with_hasher(Seeded(seed)),
+            ended: VecDeque::new(),
+            forgotten: 0,
+            answers: VecDeque::new(),
             answer_bytes: 0,
+            pages: Pages::default(),
             denied: VecDeque::new(),
             blind_until: Time(0),
         }
@@ -122,8 +130,9 @@ impl Memory {
         match self.states.get(key) {
             None => Known::Nothing,
             Some(State::Running(run)) => Known::Running(*run),
-            Some(State::Answered(answer)) => Known::Answered(answer),
-            Some(State::Spent) => Known::Spent,
+            Some(State::Ended(number)) => {
+                self.answer_of(*number).map_or(Known::Spent, Known::Answered)
+            }
             Some(State::Denied(denial)) => {
                 Known::Denied { refused: denial.attempt >= attempt && denial.asker != owner }
             }
@@ -140,7 +149,8 @@ impl Memory {
 
     /// Whether the answer to this key is still kept.
     pub(super) fn has_answer(&self, key: &Key) -> bool {
-        matches!(self.states.get(key), Some(State::Answered(_)))
+        let state = self.states.get(key);
+        matches!(state, Some(State::Ended(number)) if self.answer_of(*number).is_some())
     }
 
     /// Work with this key begins.
@@ -151,14 +161,15 @@ impl Memory {
     /// It has ended.
     pub(super) fn answer(&mut self, now: Time, key: Key, answer: Answered) {
         self.answer_bytes += answer.cost();
-        self.states.insert(key, State::Answered(Box::new(answer)));
-        self.answered.push_back((now.plus_ms(MEMORY_MS), key));
-        while self.answer_bytes > self.limits.answer_bytes && self.spent < self.answered.len() {
-            let (_, oldest) = self.answered[self.spent];
-            self.spend(&oldest);
-            self.spent += 1;
+        let number = self.forgotten + self.ended.len() as u64;
+        self.states.insert(key, State::Ended(number));
+        self.ended.push_back((now.plus_ms(MEMORY_MS), key));
+        let body = self.pages.keep(answer.body);
+        self.answers.push_back(Answered { body, ..answer });
+        while self.answer_bytes > self.limits.answer_bytes && !self.answers.is_empty() {
+            self.spend_oldest();
         }
-        while self.answered.len() > self.limits.keys {
+        while self.ended.len() > self.limits.keys {
             if let Some(until) = self.forget_oldest() {
                 self.blind_until = self.blind_until.max(until);
             }
@@ -177,7 +188,7 @@ impl Memory {
     ) -> Option<bool> {
         let until = now.plus_ms(MEMORY_MS);
         match self.states.get_mut(&key) {
-            Some(State::Running(_) | State::Answered(_) | State::Spent) => return Some(true),
+            Some(State::Running(_) | State::Ended(_)) => return Some(true),
             _ if self.denied.len() >= self.limits.denials => return None,
             // Another broker has a later attempt of it. To deny it to this one, too, would have it
             // try the next worker.
@@ -202,7 +213,7 @@ impl Memory {
 
     /// Forgets what has had its time.
     pub(super) fn expire(&mut self, now: Time) {
-        while self.answered.front().is_some_and(|(until, _)| *until <= now) {
+        while self.ended.front().is_some_and(|(until, _)| *until <= now) {
             self.forget_oldest();
         }
         while self.denied.front().is_some_and(|(until, _)| *until <= now) {
@@ -214,21 +225,31 @@ impl Memory {
         }
     }
 
-    /// Gives up the answer of a key and keeps the key.
-    fn spend(&mut self, key: &Key) {
-        if let Some(state) = self.states.get_mut(key)
-            && let State::Answered(answer) = state
-        {
+    /// The answer with this number, if it is still kept.
+    fn answer_of(&self, number: u64) -> Option<&Answered> {
+        let spent = self.ended.len() - self.answers.len();
+        let at = number.checked_sub(self.forgotten + spent as u64)?;
+        self.answers.get(usize::try_from(at).ok()?)
+    }
+
+    /// Gives up the oldest answer and keeps its key.
+    fn spend_oldest(&mut self) {
+        if let Some(answer) = self.answers.pop_front() {
             self.answer_bytes -= answer.cost();
-            *state = State::Spent;
         }
     }
 
     fn forget_oldest(&mut self) -> Option<Time> {
-        let (until, key) = self.answered.pop_front()?;
-        self.spend(&key);
-        self.spent = self.spent.saturating_sub(1);
-        self.states.remove(&key);
+        if self.answers.len() == self.ended.len() {
+            self.spend_oldest();
+        }
+        let (until, key) = self.ended.pop_front()?;
+        // A key that ended twice is known until the later one's time.
+        if matches!(self.states.get(&key), Some(State::Ended(number)) if *number == self.forgotten)
+        {
+            self.states.remove(&key);
+        }
+        self.forgotten += 1;
         Some(until)
     }
 }
@@ -254,7 +275,7 @@ mod tests {
     fn a_denied_key_is_refused_to_others_up_to_its_attempt() {
         // (work's attempt, work's owner, refused?) after A asked at attempt 2.
         let table = [(0, A, false), (2, A, false), (0, B, true), (2, B, true), (3, B, false)];
-        let mut memory = Memory::new(MemoryLimits::default());
+        let mut memory = Memory::new(MemoryLimits::default(), 1);
         assert_eq!(memory.ask(Time(0), key(1), 2, A), Some(false));
         for (attempt, owner, refused) in table {
             assert_eq!(memory.look_up(&key(1), owner, attempt), Known::Denied { refused });
@@ -271,7 +292,7 @@ mod tests {
     #[test]
     fn answers_are_kept_for_their_time_and_within_their_bytes() {
         let limits = MemoryLimits { answer_bytes: 3_000, ..MemoryLimits::default() };
-        let mut memory = Memory::new(limits);
+        let mut memory = Memory::new(limits, 1);
         for n in 1..=3 {
             memory.begin(key(n), RunId(n.into()));
             assert_eq!(memory.ask(Time(0), key(n), 1, A), Some(true));
@@ -284,13 +305,13 @@ mod tests {
         assert_eq!(memory.look_up(&key(1), A, 1), Known::Nothing);
         assert_eq!(memory.look_up(&key(2), A, 1), Known::Answered(&answer(1_000)));
         memory.expire(Time(0).plus_ms(MEMORY_MS + 3));
-        assert_eq!((memory.states.len(), memory.answer_bytes, memory.spent), (0, 0, 0));
+        assert_eq!((memory.states.len(), memory.answer_bytes, memory.answers.len()), (0, 0, 0));
     }
 
     #[test]
     fn who_forgot_a_key_early_does_not_deny_it() {
         let limits = MemoryLimits { keys: 2, ..MemoryLimits::default() };
-        let mut memory = Memory::new(limits);
+        let mut memory = Memory::new(limits, 1);
         for n in 1..=3 {
             memory.answer(Time(0).plus_ms(n.into()), key(n), answer(0));
         }
@@ -304,7 +325,7 @@ mod tests {
     #[test]
     fn denials_are_bounded() {
         let limits = MemoryLimits { denials: 2, ..MemoryLimits::default() };
-        let mut memory = Memory::new(limits);
+        let mut memory = Memory::new(limits, 1);
         let said: Vec<_> = (1..=3).map(|n| memory.ask(Time(0), key(n), 1, A)).collect();
         assert_eq!(said, [Some(false), Some(false), None]);
     }

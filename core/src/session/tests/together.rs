@@ -82,6 +82,7 @@ impl World {
             capacity: 1_000,
             paths: 1,
             memory: MemoryLimits::default(),
+            seed: 1,
         };
         Self {
             chance: Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),

@@ -52,6 +52,7 @@ impl Worker {
             capacity: CAPACITY,
             paths,
             memory: MemoryLimits::default(),
+            seed: 1,
         };
         let mut worker = Self { session: Session::new(at(0), settings), sent: Vec::new() };
         worker.does(0, Event::Serve(vec!["pkg.Service".into()]));
@@ -130,8 +131,13 @@ fn ask(asker: BrokerId, n: u8, attempt: u8) -> Event {
 
 #[test]
 fn it_registers_beats_and_says_again_what_it_is_when_asked() {
-    let settings =
-        Settings { name: "w".into(), capacity: 1, paths: 2, memory: MemoryLimits::default() };
+    let settings = Settings {
+        name: "w".into(),
+        capacity: 1,
+        paths: 2,
+        memory: MemoryLimits::default(),
+        seed: 1,
+    };
     let mut worker = Worker { session: Session::new(at(0), settings), sent: Vec::new() };
     let first = worker.does(0, Event::Tick);
     assert_eq!(first, ["all< []", "all< []", "all< Heartbeat", "all< Heartbeat"]);

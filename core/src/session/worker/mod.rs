@@ -65,6 +65,8 @@ pub struct Settings {
     pub paths: u8,
     /// How much it remembers of keys.
     pub memory: MemoryLimits,
+    /// Seeds the table of keys: random in a real worker, fixed in the simulator.
+    pub seed: u64,
 }
 
 /// Work that begins.
@@ -179,7 +181,7 @@ impl Session {
     pub fn new(now: Time, mut settings: Settings) -> Self {
         settings.paths = settings.paths.max(1);
         let paths = settings.paths;
-        let memory = Memory::new(settings.memory);
+        let memory = Memory::new(settings.memory, settings.seed);
         Self {
             settings,
             services: Vec::new(),
