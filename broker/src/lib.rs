@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use zex_core::Time;
 use zex_core::mesh::{Action, Event, Link, Mesh, Settings, Stats};
 use zex_plumbing::{
     Clock, Context, FusedPipe, Handle, Mailbox, Sent, Socket, epoch_now, mailbox, wait,
@@ -205,6 +206,8 @@ enum Way {
 struct Driver {
     name: String,
     clock: Clock,
+    /// Read once a turn: a burst takes less than a millisecond.
+    now: Time,
     mesh: Mesh,
     links: Vec<(Link, Way)>,
     /// To the state pipes, and from them.
@@ -254,10 +257,12 @@ impl Driver {
             heard.push(context.subscriber(publishes)?);
         }
         let clock = Clock::new();
-        let mesh = Mesh::new(clock.now(), bounds, id, settings.name.clone());
+        let now = clock.now();
+        let mesh = Mesh::new(now, bounds, id, settings.name.clone());
         Ok(Self {
             name: settings.name,
             clock,
+            now,
             mesh,
             links,
             told,
@@ -275,6 +280,7 @@ impl Driver {
         tracing::info!(broker = self.name, "broker started");
         self.act();
         loop {
+            self.now = self.clock.now();
             while let Some(command) = self.inbox.try_recv() {
                 match command {
                     Command::Drain => self.step(Event::Drain),
@@ -285,7 +291,7 @@ impl Driver {
                 break;
             }
             let busy = self.take_in();
-            if self.mesh.poll_timeout().is_some_and(|at| at <= self.clock.now()) {
+            if self.mesh.poll_timeout().is_some_and(|at| at <= self.now) {
                 self.step(Event::Tick);
             }
             self.publish();
@@ -355,7 +361,7 @@ impl Driver {
     }
 
     fn step(&mut self, event: Event) {
-        self.mesh.handle(self.clock.now(), event);
+        self.mesh.handle(self.now, event);
         self.act();
     }
 
@@ -367,9 +373,8 @@ impl Driver {
                     let way = self.links.iter_mut().find(|(known, _)| *known == link);
                     match way {
                         Some((_, Way::Dealer(socket))) => {
-                            let (first, rest) = packet.encode();
-                            if socket.send(first, rest) != Sent::Sent {
-                                self.mesh.handle(self.clock.now(), Event::Refused(link, packet));
+                            if socket.send_packet(&packet) != Sent::Sent {
+                                self.mesh.handle(self.now, Event::Refused(link, packet));
                             }
                         }
                         Some((_, Way::Fused(pipe))) => pipe.send(packet),

@@ -113,8 +113,7 @@ impl Dealers {
             while dealer.socket.has_room()
                 && let Some(packet) = dealer.backlog.front()
             {
-                let (first, rest) = packet.encode();
-                if dealer.socket.send(first, rest) != Sent::Sent {
+                if dealer.socket.send_packet(packet) != Sent::Sent {
                     break;
                 }
                 dealer.backlog_bytes -= packet.body.len();
@@ -160,8 +159,7 @@ impl Dealers {
 
 impl Dealer {
     fn try_send(&mut self, packet: &Packet) -> bool {
-        let (first, rest) = packet.encode();
-        let sent = self.socket.send(first, rest) == Sent::Sent;
+        let sent = self.socket.send_packet(packet) == Sent::Sent;
         if sent {
             self.deserted = false;
         }

@@ -10,10 +10,11 @@
 //! frame even if it is garbage, and a send that fails in its middle must be ended, or the next
 //! message would be taken for the rest of this one.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use zex_spec::{MAX_BODY_BYTES, MAX_FRAMES, MAX_HEADER_BYTES, Malformed};
+use zex_spec::{MAX_BODY_BYTES, MAX_FRAMES, MAX_HEADER_BYTES, Malformed, Packet};
 
 use crate::monitor::Monitor;
 
@@ -44,6 +45,9 @@ pub struct Socket {
     endpoint: String,
     /// Tells of its connections; only where somebody asked for it.
     monitor: Option<Monitor>,
+    /// Where first frames are put together. libzmq gets a copy: that is one allocation, where giving
+    /// it a buffer of ours to keep takes three.
+    scratch: RefCell<Vec<u8>>,
 }
 
 impl Drop for Socket {
@@ -56,7 +60,7 @@ impl Drop for Socket {
 
 impl Socket {
     pub(crate) fn new(inner: zmq::Socket, endpoint: String) -> Self {
-        Self { inner, endpoint, monitor: None }
+        Self { inner, endpoint, monitor: None, scratch: RefCell::default() }
     }
 
     pub(crate) fn with_monitor(mut self, monitor: Monitor) -> Self {
@@ -129,6 +133,17 @@ impl Socket {
     /// Sends a message without waiting: its first frame, then the rest.
     pub fn send(&self, first: Vec<u8>, rest: Vec<Bytes>) -> Sent {
         send_frames(&self.inner, [zmq::Message::from(first)].into_iter().chain(messages(rest)))
+    }
+
+    /// Sends a native message without waiting.
+    pub fn send_packet(&self, packet: &Packet) -> Sent {
+        let mut first = self.scratch.borrow_mut();
+        let rest = packet.encode_into(&mut first);
+        let frame = zmq::Message::from(&first[..]);
+        if rest.is_empty() {
+            return send_frames(&self.inner, std::iter::once(frame));
+        }
+        send_frames(&self.inner, std::iter::once(frame).chain(messages(rest)))
     }
 
     /// Sends whole frames without waiting; there must be one at least.

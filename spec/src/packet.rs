@@ -38,6 +38,14 @@ impl Body {
         }
     }
 
+    /// What of it travels in the frame of the header.
+    fn inline(&self) -> &[u8] {
+        match self {
+            Self::Bytes(body) if body.len() <= INLINE_BODY_BYTES => body,
+            _ => &[],
+        }
+    }
+
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -79,11 +87,15 @@ impl Packet {
 
     /// The frames that travel. The first is the caller's to send as it is.
     pub fn encode(&self) -> (Vec<u8>, Vec<Bytes>) {
-        let inline = match &self.body {
-            Body::Bytes(body) if body.len() <= INLINE_BODY_BYTES => body.clone(),
-            _ => Bytes::new(),
-        };
-        let mut first = Vec::with_capacity(PREFIX_BYTES + 128 + inline.len());
+        let inline = self.body.inline().len();
+        let mut first = Vec::with_capacity(PREFIX_BYTES + 128 + inline);
+        let rest = self.encode_into(&mut first);
+        (first, rest)
+    }
+
+    /// The same with the first frame in a buffer of the caller's, which is cleared before.
+    pub fn encode_into(&self, first: &mut Vec<u8>) -> Vec<Bytes> {
+        first.clear();
         let rest = match &self.body {
             Body::Bytes(body) if body.len() > INLINE_BODY_BYTES => vec![body.clone()],
             Body::Bytes(_) => Vec::new(),
@@ -104,13 +116,13 @@ impl Packet {
             pipe: self.pipe,
             peer: self.peer,
         };
-        prefix.encode(&mut first);
-        self.message.encode_header(&mut first);
+        prefix.encode(first);
+        self.message.encode_header(first);
         prefix.header_len = u32::try_from(first.len() - PREFIX_BYTES).unwrap_or(u32::MAX);
         debug_assert!(prefix.header_len as usize <= MAX_HEADER_BYTES);
         first[8..12].copy_from_slice(&prefix.header_len.to_be_bytes());
-        first.extend_from_slice(&inline);
-        (first, rest)
+        first.extend_from_slice(self.body.inline());
+        rest
     }
 
     /// Reads the frames of one message.

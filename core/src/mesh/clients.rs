@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use slab::Slab;
 use zex_spec::{Dialect, PeerId, ReturnPath};
 
-use super::memory::Seeded;
+use crate::seeded::Seeded;
 
 /// A client with calls here, by its place in the table; free again with its last call.
 pub(super) type ClientSlot = u32;

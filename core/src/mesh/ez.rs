@@ -10,9 +10,10 @@ use zex_spec::{
 };
 
 use super::calls::{Call, End, Origin, State};
-use super::memory::{Outcome, Seeded};
+use super::memory::Outcome;
 use super::{CallId, Edge, Mesh};
 use crate::Time;
+use crate::seeded::Secret;
 
 /// A request of the old dialect has no deadline of its own; it gets this one.
 const DEADLINE_MS: u64 = 60_000;
@@ -123,7 +124,7 @@ impl Mesh {
     /// for the answer.
     fn next_ez_key(&mut self) -> Key {
         let half =
-            |half: u8| Seeded(self.settings.seed).hash_one((self.me, self.next_ez_key, half));
+            |half: u8| Secret(self.settings.seed).hash_one((self.me, self.next_ez_key, half));
         let mut key = [0; 16];
         key[..8].copy_from_slice(&half(0).to_be_bytes());
         key[8..].copy_from_slice(&half(1).to_be_bytes());

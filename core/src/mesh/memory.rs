@@ -8,7 +8,7 @@ use zex_spec::Key;
 
 use crate::Time;
 use crate::kept::Pages;
-pub(super) use crate::seeded::Seeded;
+use crate::seeded::Seeded;
 
 /// A hasher for numbers that this broker gives out itself, one after the other. Nobody else can
 /// choose them, so one multiplication (Knuth's, by 2^64 over the golden ratio) spreads them well.

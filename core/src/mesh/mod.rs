@@ -37,12 +37,13 @@ use zex_spec::{
 use self::calls::Calls;
 use self::clients::Clients;
 pub use self::figures::{Load, Stats, Tables};
-use self::memory::{Memory, Numbers, Seeded};
+use self::memory::{Memory, Numbers};
 use self::peers::{Peer, Shares};
 use self::registry::Registry;
 use self::view::View;
 pub use self::view::ViewAge;
 use crate::Time;
+use crate::seeded::Seeded;
 
 /// A call's number at its home; it grows with the arrival.
 type CallId = u64;

@@ -12,9 +12,9 @@ use zex_spec::{
     PeerId, Share, Steer, WantSnapshot,
 };
 
-use super::memory::Seeded;
 use super::{Action, Mesh, Timer};
 use crate::Time;
+use crate::seeded::Seeded;
 
 /// Counts that changed are told at most this often: fresh enough for a view under 10 ms, and far
 /// fewer messages than requests.

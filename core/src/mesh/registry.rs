@@ -10,10 +10,10 @@ use slab::Slab;
 use zex_spec::{Dialect, MESH_SERVICE, PeerId, PipeId};
 
 use super::Link;
-use super::memory::Seeded;
 use super::pick::{LeastAssigned, Seat};
 use super::queue::Queue;
 use crate::Time;
+use crate::seeded::Seeded;
 
 /// Workers at most: several times what a mesh has; at some hundred bytes each a bound against who
 /// makes them up.

@@ -198,8 +198,7 @@ impl Edge {
     fn packet_to_peer(&mut self, packet: Packet) -> Result<Option<Packet>, Wrong> {
         let sent = self.peers.address(&packet.peer.0);
         if sent == Sent::Sent {
-            let (first, rest) = packet.encode();
-            self.count_to_peer(|peers| peers.send(first, rest));
+            self.count_to_peer(|peers| peers.send_packet(&packet));
         } else if self.pipe.side() == Side::Worker {
             let full = sent == Sent::WouldBlock;
             return Ok(Some(Packet { bounced: true, full, ..packet }));
