@@ -335,7 +335,7 @@ impl Driver {
                 let link = *link;
                 let packet = match way {
                     // What has come in its turn, and what follows from that: all of it.
-                    Way::Fused(pipe) => Ok(pipe.next()),
+                    Way::Fused(pipe) => Ok(pipe.take()),
                     Way::Dealer(_) if taken == BURST_MESSAGES => break,
                     Way::Dealer(socket) => decode(socket),
                 };

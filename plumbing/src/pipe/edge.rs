@@ -10,14 +10,12 @@
 //!
 //! Native messages are passed on as the frames that libzmq received, without a copy.
 //! `ends` sees when a peer's or a broker's connection ends; `connections` knows whose it was.
-//!
-//! A broker in the same thread ([`super::FusedPipe`]) is served like any other, but is handed
-//! decoded messages instead of frames: two sockets and two system calls less a hop.
+//! `local` serves a broker in the pipe's own thread.
 
 mod connections;
 mod ends;
+mod local;
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -30,7 +28,8 @@ use zex_spec::{
 };
 
 use self::connections::Connections;
-use super::{BURST, IDLE_MS, Report, Taken, Wrong, broker_of, burst};
+use self::local::Local;
+use super::{IDLE_MS, Report, Taken, Wrong, broker_of, burst};
 use crate::monitor::descriptor_of;
 use crate::socket::into_bytes;
 use crate::{Clock, Error, Mailbox, Sent, Socket, wait};
@@ -65,13 +64,6 @@ pub(super) struct Edge {
     clock: Clock,
     now: Time,
     local: Option<Local>,
-}
-
-/// The broker in the pipe's own thread.
-struct Local {
-    broker: BrokerId,
-    /// What has come for it. It takes everything after each burst, so a burst bounds it.
-    arrived: VecDeque<Packet>,
 }
 
 /// A message's frames, without routing id.
@@ -110,11 +102,6 @@ impl Edge {
             now,
             local: None,
         }
-    }
-
-    /// Serves this broker, which drives the pipe and takes what [`Edge::next_for_local`] has.
-    pub(super) fn adopt(&mut self, broker: BrokerId) {
-        self.local = Some(Local { broker, arrived: VecDeque::with_capacity(2 * BURST) });
     }
 
     pub(super) fn run(mut self, stop: &Mailbox<()>) -> Result<(), Error> {
@@ -162,60 +149,6 @@ impl Edge {
         let due = [self.pipe.poll_timeout(), self.watch_timeout(), self.drained_at()];
         let due = due.into_iter().flatten().min().map(|time| self.clock.instant(time));
         due.map_or(idle, |due| due.min(idle))
-    }
-
-    /// The next message for the broker in this thread.
-    pub(super) fn next_for_local(&mut self) -> Option<Packet> {
-        self.local.as_mut()?.arrived.pop_front()
-    }
-
-    /// Carries out what the broker in this thread says. What cannot be delivered comes back to it
-    /// as any pipe bounces it.
-    pub(super) fn take_from_local(&mut self, packet: Packet) {
-        let Some(broker) = self.local.as_ref().map(|local| local.broker) else { return };
-        self.report.stats.from_brokers += 1;
-        let kind = packet.message.kind();
-        let undelivered = match self.pipe.from_broker(kind) {
-            Route::Peer => self.packet_to_peer(packet),
-            Route::EzPeer => self.ez_to_peer(packet),
-            Route::Beat => self.beat(broker, packet).map(|()| None),
-            route @ (Route::Bounce | Route::Full) => {
-                Ok(Some(Packet { bounced: true, full: route == Route::Full, ..packet }))
-            }
-            _ => Err(Wrong::OutOfPlace(kind)),
-        };
-        match undelivered {
-            Ok(None) => {}
-            Ok(Some(packet)) => {
-                self.report.stats.bounced += 1;
-                self.give_local(packet);
-            }
-            Err(wrong) => self.report.malformed(&broker.0.to_be_bytes(), &wrong),
-        }
-    }
-
-    /// Sends a packet of the local broker to a native peer; bounces it if a worker cannot take it.
-    fn packet_to_peer(&mut self, packet: Packet) -> Result<Option<Packet>, Wrong> {
-        let sent = self.peers.address(&packet.peer.0);
-        if sent == Sent::Sent {
-            self.count_to_peer(|peers| peers.send_packet(&packet));
-        } else if self.pipe.side() == Side::Worker {
-            let full = sent == Sent::WouldBlock;
-            return Ok(Some(Packet { bounced: true, full, ..packet }));
-        } else {
-            self.count_lost(sent);
-        }
-        Ok(None)
-    }
-
-    fn is_local(&self, broker: BrokerId) -> bool {
-        self.local.as_ref().is_some_and(|local| local.broker == broker)
-    }
-
-    fn give_local(&mut self, packet: Packet) {
-        if let Some(local) = &mut self.local {
-            local.arrived.push_back(packet);
-        }
     }
 
     fn take_from_peer(&mut self, taken: Taken<'_>) {
@@ -366,17 +299,6 @@ impl Edge {
             self.report.stats.to_brokers += 1;
         } else {
             self.report.stats.dropped_gone += 1;
-        }
-    }
-
-    /// Decodes a message for the local broker, as any broker does for itself.
-    fn frames_to_local(&mut self, frames: Vec<Bytes>) {
-        match Packet::decode(frames) {
-            Ok(packet) => {
-                self.report.stats.to_brokers += 1;
-                self.give_local(packet);
-            }
-            Err(malformed) => self.report.malformed(&[], &malformed),
         }
     }
 

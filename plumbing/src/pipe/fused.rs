@@ -1,7 +1,7 @@
 //! A pipe without a thread of its own: the broker that lives in the same process drives it.
 //!
 //! ```text
-//!   clients ─▶ ROUTER ─┐            ┌─ next ──▶ broker (in this thread, no sockets between)
+//!   clients ─▶ ROUTER ─┐            ┌─ take ──▶ broker (in this thread, no sockets between)
 //!   others' DEALERs ─▶ ROUTER ─ Edge ◀─ send ──┘
 //! ```
 //!
@@ -92,11 +92,11 @@ impl FusedPipe {
     }
 
     /// The next message for the broker; take them all after each turn.
-    pub fn next(&mut self) -> Option<Packet> {
+    pub fn take(&mut self) -> Option<Packet> {
         self.edge.next_for_local()
     }
 
-    /// Sends what the broker says. What cannot be delivered comes back by [`FusedPipe::next`],
+    /// Sends what the broker says. What cannot be delivered comes back by [`FusedPipe::take`],
     /// marked as bounced.
     pub fn send(&mut self, packet: Packet) {
         self.edge.take_from_local(packet);
