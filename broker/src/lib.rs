@@ -371,14 +371,16 @@ impl Driver {
             match action {
                 Action::ToPipe(link, packet) => {
                     let way = self.links.iter_mut().find(|(known, _)| *known == link);
-                    match way {
-                        Some((_, Way::Dealer(socket))) => {
-                            if socket.send_packet(&packet) != Sent::Sent {
-                                self.mesh.handle(self.now, Event::Refused(link, packet));
-                            }
+                    let sent = match way {
+                        Some((_, Way::Dealer(socket))) => socket.send_packet(&packet),
+                        Some((_, Way::Fused(pipe))) => {
+                            pipe.send(packet);
+                            continue;
                         }
-                        Some((_, Way::Fused(pipe))) => pipe.send(packet),
-                        None => {}
+                        None => continue,
+                    };
+                    if sent != Sent::Sent {
+                        self.mesh.handle(self.now, Event::Refused(link, packet));
                     }
                 }
                 Action::ToState(packet) => {
