@@ -27,7 +27,6 @@ use super::memory::{Numbers, Outcome};
 use super::queue::Place;
 use super::{CallId, Edge, Mesh, Timer};
 use crate::Time;
-use crate::seeded::Seeded;
 
 /// Who asked, and so how the answer looks.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //! second effect. Bounded in time and in bytes; the oldest goes first.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, Hasher};
 
 use bytes::Bytes;
 use zex_spec::Key;
