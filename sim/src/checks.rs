@@ -25,6 +25,8 @@ const EZ_MS: u64 = 9_000;
 const UP_MS: u64 = 3_500;
 /// Between two comparisons, milliseconds.
 const AGAIN_MS: u64 = 300;
+/// And while nothing moves but beats. No call is made for so long before and after, either.
+const IDLE_MS: u64 = 10_000;
 /// An EZ request ends after so long, milliseconds; near its end its count goes and its worker does
 /// not know.
 const EZ_DEADLINE_MS: u64 = 60_000;
@@ -50,11 +52,15 @@ impl World {
     pub(crate) fn check(&mut self) {
         self.check_planned = false;
         let now = self.env.now;
+        // Who is cut off is at fault until it is whole again.
+        self.last_fault = self.last_fault.max(self.cut_until.min(now));
         if self.last_fault.plus_ms(NATIVE_MS) > now {
             return self.plan_check();
         }
         self.check_planned = true;
-        self.env.queue.plan(now.plus_ms(AGAIN_MS), Next::Check);
+        let again_ms = if self.is_idle(now) { IDLE_MS } else { AGAIN_MS };
+        self.env.queue.plan(now.plus_ms(again_ms), Next::Check);
+        self.env.ledger.forget(now);
         let alive = self.nodes.iter().filter(|node| node.alive);
         if alive.clone().any(|node| node.frozen) {
             return;
@@ -64,6 +70,14 @@ impl World {
         if self.last_fault.plus_ms(EZ_MS) <= now {
             self.compare_ez(now, &under_way);
         }
+    }
+
+    /// Whether nothing moves but beats: no call is made, was lately or will be soon.
+    fn is_idle(&self, now: Time) -> bool {
+        let loads = &self.scenario.loads;
+        let before = Time(now.0 - 1_000 * IDLE_MS);
+        let busy = [before, now, now.plus_ms(IDLE_MS)].into_iter().any(|at| loads.on(at));
+        !busy && now < loads.end()
     }
 
     fn compare_native(&mut self, now: Time, under_way: &Numbers) {
@@ -186,7 +200,9 @@ impl World {
             let lanes = [crate::net::End::Pipe, crate::net::End::Dialer].map(|to| conn.lane(to));
             let inboxes = [conn.pipe, conn.dialer].map(|id| &self.nodes[usize::from(id.0)].inbox);
             let waiting = inboxes.into_iter().flatten();
-            let waiting = waiting.filter(|(at, ..)| usize::from(at.0) == id).map(|(.., l)| l);
+            let waiting = waiting
+                .filter(|unread| usize::from(unread.conn.0) == id)
+                .map(|unread| &unread.letter);
             for letter in lanes.iter().flat_map(|lane| &lane.under_way).chain(waiting) {
                 let peer = match letter {
                     Letter::Native(packet) => match &packet.message {

@@ -6,16 +6,22 @@ use bytes::{BufMut, Bytes, BytesMut};
 use zex_core::Time;
 use zex_core::session::client::{Action, Event, Limits, NewCall, Session};
 use zex_core::session::{Messages, Path};
-use zex_spec::{Key, MAX_PRIORITY, Options, PeerId, Status};
+use zex_spec::{Body, Key, MAX_PRIORITY, Message, Options, PeerId, Status};
 
+use crate::Mechanism;
+use crate::clock::Clock;
 use crate::env::Env;
-use crate::ledger::{Rule, Subject};
+use crate::ledger::{Made, Rule, Subject};
 use crate::net::{ConnId, End, Letter, Sent};
-use crate::scenario::{ClientPlan, Mood, START};
-use crate::worker::{service_name, stream_message};
+use crate::queue::NodeId;
+use crate::scenario::{ClientPlan, Loads, Mood, START};
+use crate::worker::{NONCE_BYTES, service_name, stream_message};
 
 /// From this time on the mesh is up, and what is certain is certain, milliseconds after the start.
 const UP_MS: u64 = 4_000;
+/// Nobody serves what is asked for: the client is told within this time, milliseconds, by the
+/// slowest of networks and after a resend.
+const PROMPT_MS: u64 = 2_000;
 
 /// A stream that is being read.
 #[derive(Debug, Default)]
@@ -28,10 +34,11 @@ struct Reading {
 
 /// One client.
 pub(crate) struct ClientNode {
+    me: NodeId,
     plan: ClientPlan,
     mood: Mood,
     services: usize,
-    until: Time,
+    loads: Loads,
     pub(crate) peer: PeerId,
     pub(crate) session: Session,
     pub(crate) paths: Vec<ConnId>,
@@ -41,12 +48,18 @@ pub(crate) struct ClientNode {
 }
 
 impl ClientNode {
-    pub(crate) fn new(plan: ClientPlan, mood: Mood, services: usize, until: Time) -> Self {
+    pub(crate) fn new(
+        me: NodeId,
+        plan: ClientPlan,
+        (mood, services): (Mood, usize),
+        loads: Loads,
+    ) -> Self {
         Self {
+            me,
             plan,
             mood,
             services,
-            until,
+            loads,
             peer: PeerId::default(),
             session: Session::new(1, Limits::default()),
             paths: Vec::new(),
@@ -59,23 +72,39 @@ impl ClientNode {
     pub(crate) fn start(&mut self, env: &mut Env) {
         self.peer = PeerId(env.chance.sixteen());
         self.session = Session::new(self.paths.len() as u8, Limits::default());
-        self.next_call = Some(env.now.plus_ms(env.chance.between(0, 3_000)));
+        self.cancels.clear();
+        self.streams.clear();
+        let first = env.now.plus_ms(env.chance.between(0, 3_000));
+        self.next_call = self.loads.next(first);
     }
 
-    pub(crate) fn timeout(&self) -> Option<Time> {
+    pub(crate) fn timeout(&self, clock: Clock, without: Option<Mechanism>) -> Option<Time> {
         let cancel = self.cancels.first().map(|(at, _)| *at);
-        [self.session.poll_timeout(), self.next_call, cancel].into_iter().flatten().min()
+        let session = self.session.poll_timeout().map(|at| clock.when(at));
+        let session = session.filter(|_| without != Some(Mechanism::Timers));
+        [session, self.next_call, cancel].into_iter().flatten().min()
     }
 
     pub(crate) fn receive(&mut self, env: &mut Env, conn: ConnId, letter: Letter) {
         let Letter::Native(packet) = letter else { return };
+        if let (Message::Reply(reply), Body::Bytes(body)) = (&packet.message, &packet.body)
+            && reply.code == 0
+            && !packet.bounced
+            && !self.streams.contains_key(&reply.key)
+        {
+            env.ledger.answered(env.now, reply.key, body);
+        }
+        if let Message::Accepted(accepted) = &packet.message {
+            env.ledger.accepted(&accepted.key);
+        }
         if let Some(path) = self.paths.iter().position(|known| *known == conn) {
             self.handle(env, Event::FromPipe(Path(path as u8), packet));
         }
     }
 
     pub(crate) fn tick(&mut self, env: &mut Env) {
-        if self.session.poll_timeout().is_some_and(|at| at <= env.now) {
+        let timers = !env.without(Mechanism::Timers);
+        if timers && self.session.poll_timeout().is_some_and(|at| at <= env.local()) {
             self.handle(env, Event::Tick);
         }
         while let Some((at, key)) = self.cancels.first().copied()
@@ -90,7 +119,7 @@ impl ClientNode {
         if self.next_call.is_some_and(|at| at <= env.now) {
             self.call(env);
             let gap = std::time::Duration::from_micros(env.chance.exponential(self.plan.gap_us));
-            self.next_call = Some(env.now + gap).filter(|at| *at < self.until);
+            self.next_call = self.loads.next(env.now + gap);
         }
     }
 
@@ -114,12 +143,32 @@ impl ClientNode {
         let priority = key.0[0] % (MAX_PRIORITY + 1);
         let body = request(env, &key);
         let (low, high) = plan.deadline_ms;
-        let deadline = env.now.plus_ms(env.chance.between(low, high));
+        let span_ms = env.chance.between(low, high);
+        let deadline = env.local().plus_ms(span_ms);
         let stream = options.has(Options::STREAM);
-        let certain =
-            self.mood != Mood::Rough && !astray && !stream && env.now >= START.plus_ms(UP_MS);
-        let idempotent = options.has(Options::IDEMPOTENT);
-        env.ledger.made(key, deadline, body.clone(), (idempotent, certain));
+        let up = env.now >= START.plus_ms(UP_MS);
+        let certain = match self.mood {
+            Mood::Calm | Mood::Gentle => Some(Rule::NothingLost),
+            Mood::Rolling => Some(Rule::Drain),
+            Mood::Rough => None,
+        };
+        let prompt = up && astray && self.mood == Mood::Calm && !options.has(Options::WAIT);
+        env.ledger.made(
+            key,
+            Made {
+                by: self.me,
+                at: env.now,
+                deadline: env.now.plus_ms(span_ms),
+                idempotent: options.has(Options::IDEMPOTENT),
+                accepted: false,
+                certain: certain.filter(|_| up && !astray && !stream),
+                refused_by: prompt.then(|| env.now.plus_ms(PROMPT_MS)),
+                request: body.clone(),
+            },
+        );
+        if env.without(Mechanism::Licence) {
+            options = options.with(Options::IDEMPOTENT);
+        }
         if stream {
             let reading = Reading { request: body.clone(), ..Reading::default() };
             self.streams.insert(key, reading);
@@ -134,13 +183,13 @@ impl ClientNode {
     }
 
     fn handle(&mut self, env: &mut Env, event: Event) {
-        self.session.handle(env.now, event);
+        self.session.handle(env.local(), event);
         while let Some(action) = self.session.poll_action() {
             match action {
                 Action::ToPipe(path, packet) => {
                     let Some(conn) = self.paths.get(usize::from(path.0)) else { continue };
                     if env.send_packet(*conn, End::Pipe, packet.clone()) != Sent::Taken {
-                        self.session.handle(env.now, Event::Refused(path, packet));
+                        self.session.handle(env.local(), Event::Refused(path, packet));
                     }
                 }
                 Action::Chunk(key, part) => self.read(env, key, part),
@@ -165,13 +214,14 @@ impl ClientNode {
             }
             reading.next += 1;
         }
-        self.session.handle(env.now, Event::Consumed(key, bytes));
+        self.session.handle(env.local(), Event::Consumed(key, bytes));
     }
 
     fn end(&mut self, env: &mut Env, key: Key, outcome: &Result<Bytes, Status>) {
         let reading = self.streams.remove(&key);
         env.ledger.ended(env.now, key, outcome, |request, reply| match &reading {
-            None => reply == request,
+            // A unary reply is the request and the number of the effect.
+            None => reply.len() == request.len() + NONCE_BYTES && reply.starts_with(request),
             // The last message may come as a chunk or with the end.
             Some(reading) if reading.messages.finish().is_err() => false,
             Some(reading) if reply.is_empty() => reading.next > 0,

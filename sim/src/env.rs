@@ -3,23 +3,32 @@
 use zex_core::Time;
 use zex_spec::{Address, Message, Packet, PeerId};
 
-use crate::Switches;
+use crate::Mechanism;
 use crate::chance::Chance;
+use crate::clock::Clock;
 use crate::ledger::Ledger;
 use crate::net::{ConnId, End, Identity, Letter, Net, Sent};
+use crate::picks::Picks;
 use crate::queue::{NodeId, Queue};
 use crate::trace::{Trace, describe};
 
 /// The surroundings.
 #[derive(Debug)]
 pub(crate) struct Env {
+    /// The time that no process knows; each has a clock of its own.
     pub(crate) now: Time,
+    /// Each process's clock.
+    pub(crate) clocks: Vec<Clock>,
+    /// Who makes a step now.
+    pub(crate) at: NodeId,
     pub(crate) chance: Chance,
     pub(crate) queue: Queue,
     pub(crate) net: Net,
     pub(crate) ledger: Ledger,
+    pub(crate) picks: Picks,
     pub(crate) trace: Option<Trace>,
-    pub(crate) switches: Switches,
+    /// The one that is switched off.
+    pub(crate) without: Option<Mechanism>,
     /// Pipes see the end of a connection and tell the brokers.
     pub(crate) peer_gone: bool,
     /// Every packet goes through its bytes.
@@ -31,6 +40,16 @@ pub(crate) struct Env {
 }
 
 impl Env {
+    /// What the clock of who makes a step now shows.
+    pub(crate) fn local(&self) -> Time {
+        self.clocks[usize::from(self.at.0)].reads(self.now)
+    }
+
+    /// Whether this mechanism is switched off.
+    pub(crate) fn without(&self, mechanism: Mechanism) -> bool {
+        self.without == Some(mechanism)
+    }
+
     /// Sends without waiting, from the end opposite to `to`.
     pub(crate) fn send(&mut self, conn: ConnId, to: End, letter: Letter) -> Sent {
         let letter = if self.encode { through_bytes(letter) } else { letter };

@@ -10,7 +10,7 @@ use zex_spec::{Address, BrokerId, EZ_BEAT_INTERVAL_MS, ez};
 use crate::env::Env;
 use crate::ledger::{Rule, Subject};
 use crate::net::{ConnId, End, Ez, Identity, Letter, Sent};
-use crate::scenario::{EzClientPlan, EzWorkerPlan, START};
+use crate::scenario::{EzClientPlan, EzWorkerPlan, Loads, START};
 use crate::worker::service_name;
 
 /// From this time on a service has one home, milliseconds after the start.
@@ -19,6 +19,9 @@ const SETTLED_MS: u64 = 5_000;
 const UNIQUE_BYTES: usize = 36;
 /// An old client's patience before it sends again, milliseconds.
 const TIMEOUT_MS: u64 = 5_000;
+/// A request that a worker was given so long ago may have ended, milliseconds: the mesh's 60 s,
+/// less what it waited before.
+const RUNS_MS: u64 = 45_000;
 /// How often it sends.
 const ATTEMPTS: u32 = 2;
 /// When a request without an answer has ended, milliseconds: the mesh's 60 s, and a way there and
@@ -132,7 +135,9 @@ impl EzWorkerNode {
         let Letter::Ez(Ez::Work { address, id, body }) = letter else { return };
         let Ok(from) = Address::decode(&address) else { return };
         let settled = START.plus_ms(SETTLED_MS);
-        let repeats = |held: &EzHeld| held.id == id && held.since >= settled;
+        // The mesh gives a request up after a minute, and knows nothing of it any more.
+        let runs = |held: &EzHeld| held.since >= settled && held.since.plus_ms(RUNS_MS) > env.now;
+        let repeats = |held: &EzHeld| held.id == id && runs(held);
         if self.strict && self.held.values().any(repeats) {
             let text = format!("an EZ worker that has {id:?} was given it again");
             env.ledger.violation(env.now, Rule::EzRepeat, Subject::Request(id.clone()), text);
@@ -171,7 +176,7 @@ pub(crate) struct EzClientNode {
     plan: EzClientPlan,
     pub(crate) conn: ConnId,
     services: (usize, usize),
-    until: Time,
+    loads: Loads,
     /// The mesh is alive all the time: every request is answered.
     strict: bool,
     next_request: Option<Time>,
@@ -186,13 +191,13 @@ impl EzClientNode {
         plan: EzClientPlan,
         conn: ConnId,
         services: (usize, usize),
-        (until, strict): (Time, bool),
+        (loads, strict): (Loads, bool),
     ) -> Self {
         Self {
             plan,
             conn,
             services,
-            until,
+            loads,
             strict,
             next_request: None,
             waiting: None,
@@ -202,7 +207,10 @@ impl EzClientNode {
     }
 
     pub(crate) fn start(&mut self, env: &mut Env) {
-        self.next_request = Some(env.now.plus_ms(env.chance.between(0, 5_000)));
+        self.waiting = None;
+        self.unsent = false;
+        let first = env.now.plus_ms(env.chance.between(0, 5_000));
+        self.next_request = self.loads.next(first);
     }
 
     pub(crate) fn timeout(&self) -> Option<Time> {
@@ -310,7 +318,7 @@ impl EzClientNode {
         self.waiting = None;
         self.unsent = false;
         let gap = std::time::Duration::from_micros(env.chance.exponential(self.plan.gap_us));
-        self.next_request = Some(env.now + gap).filter(|at| *at < self.until);
+        self.next_request = self.loads.next(env.now + gap);
     }
 
     pub(crate) fn receive(&mut self, env: &mut Env, letter: Letter) {
@@ -325,7 +333,9 @@ impl EzClientNode {
         };
         let token = waiting.body.last();
         match body.as_slice() {
-            [ok, reply] if ok == ez::OK && Some(reply) == token => env.ledger.counts.ez_ok += 1,
+            [ok, reply] if ok == ez::OK && token.is_some_and(|token| reply.starts_with(token)) => {
+                env.ledger.counts.ez_ok += 1;
+            }
             [err, _] if err == ez::ERR => {}
             // A broker that was stopped may answer an id that has been used again since.
             _ if !self.strict && self.plan.id_bytes < UNIQUE_BYTES => {}

@@ -8,39 +8,63 @@
 
 use bytes::Bytes;
 use zex_core::mesh::Event;
-use zex_spec::Address;
+use zex_spec::{Address, Key, PeerId};
 
+use crate::Mechanism;
 use crate::env::Env;
+use crate::ledger::{Rule, Subject};
 use crate::net::{ConnId, End, Identity, Letter};
 use crate::queue::{Next, NodeId};
-use crate::scenario::Fault;
+use crate::scenario::{Mood, START};
 use crate::trace::address_of;
-use crate::world::{Role, World};
+use crate::trouble::Fault;
+use crate::world::{Node, Role, Unread, World};
 
 /// libzmq's heartbeats (500 ms, timeout 1.5 s) see the end of a silent connection within this
 /// time, milliseconds.
 const SILENT_MS: (u64, u64) = (1_500, 2_000);
 /// An end that a FIN or RST tells of, milliseconds.
 const TOLD_MS: (u64, u64) = (0, 5);
+/// After a cut or a restart everybody is connected and has been heard again by then, milliseconds.
+const RECONNECTED_MS: u64 = 1_000;
+/// A process that was restarted is whole again by then, milliseconds.
+const BACK_MS: u64 = 4_000;
 /// How long a DEALER waits before it dials again, milliseconds.
 const REDIAL_MS: (u64, u64) = (1, 200);
+
+/// Nothing goes wrong so long before a worker's death, milliseconds, and after it: then what it held
+/// must be answered in time.
+const QUIET_BEFORE_MS: u64 = 10_000;
+const QUIET_AFTER_MS: u64 = 4_000;
 
 impl World {
     pub(crate) fn fault(&mut self, number: usize) {
         let (_, fault) = self.scenario.faults[number];
-        self.env.tell_all(|names| match fault {
-            Fault::Kill { node, .. } | Fault::Drain { node, .. } | Fault::Freeze { node, .. } => {
-                format!("{}: {fault:?}", names[usize::from(node.0)])
-            }
-            fault => format!("{fault:?}"),
+        if self.scenario.mood == Mood::Rolling && !self.is_whole() {
+            // Who restarts a mesh process by process waits until the last one is back.
+            let later = self.env.now.plus_ms(BACK_MS);
+            return self.env.queue.plan(later, Next::Fault(number));
+        }
+        self.env.tell_all(|names| match fault.node() {
+            Some(node) => format!("{}: {fault:?}", names[usize::from(node.0)]),
+            None => format!("{fault:?}"),
         });
+        // Where more goes wrong than a worker's end, that may be known later.
+        let ends = matches!(fault, Fault::Kill { node, .. } | Fault::Drain { node, .. }
+            if node >= self.scenario.worker(0));
+        if !ends {
+            self.env.picks.disturb(self.env.now.plus_ms(fault.lasts_ms() + RECONNECTED_MS));
+        }
         match fault {
             Fault::Kill { node, down_ms, silent } => {
+                self.mourn(number, node);
                 self.node(node).back_ms = down_ms;
                 self.exit(node, silent);
             }
             Fault::Drain { node, down_ms } => self.drain(node, down_ms),
             Fault::Freeze { node, for_ms } => self.freeze(node, for_ms),
+            Fault::Slow { node, each_ms, for_ms } => self.slow_down(node, each_ms, for_ms),
+            Fault::OneWay { node, deaf, for_ms } => self.shut(node, deaf, for_ms),
             Fault::Cut { pick, for_ms, silent } => {
                 let conn = ConnId((pick % self.env.net.conns.len() as u64) as u16);
                 self.cut(conn, for_ms, silent);
@@ -58,6 +82,12 @@ impl World {
         self.faulty();
     }
 
+    /// Whether every process runs, none is on its way out, and the last one back is up.
+    fn is_whole(&self) -> bool {
+        let runs = |node: &Node| node.alive && node.back_ms.is_none();
+        self.nodes.iter().all(runs) && self.last_fault.plus_ms(BACK_MS) <= self.env.now
+    }
+
     // ── processes ────────────────────────────────────────────────────────────────────────────
 
     pub(crate) fn start(&mut self, id: NodeId) {
@@ -66,8 +96,8 @@ impl World {
         }
         let node = self.node(id);
         (node.alive, node.frozen, node.leaving, node.back_ms) = (true, false, false, None);
-        node.inbox.clear();
         let Self { nodes, env, .. } = self;
+        env.at = id;
         match &mut nodes[usize::from(id.0)].role {
             Role::Pipe(pipe) => pipe.start(env),
             Role::State(state) => state.start(),
@@ -91,6 +121,7 @@ impl World {
             return;
         }
         self.env.tell_all(|names| format!("{} is gone", names[usize::from(id.0)]));
+        self.bury(id);
         for conn in self.env.net.of(id) {
             self.cut(conn, 0, silent);
             let wire = self.env.net.conn_mut(conn);
@@ -101,17 +132,80 @@ impl World {
             }
         }
         let now = self.env.now;
-        let node = self.node(id);
-        (node.alive, node.frozen) = (false, false);
-        node.inbox.clear();
+        let node = &mut self.nodes[usize::from(id.0)];
+        (node.alive, node.frozen, node.each_ms, node.busy_until) = (false, false, 0, now);
+        for Unread { conn, to, .. } in node.inbox.drain(..) {
+            let lane = self.env.net.conn_mut(conn).lane_mut(to);
+            lane.unread = lane.unread.saturating_sub(1);
+        }
         if let Some(back_ms) = node.back_ms {
             self.env.queue.plan(now.plus_ms(back_ms), Next::Start(id));
         }
         self.faulty();
     }
 
-    fn drain(&mut self, id: NodeId, down_ms: u64) {
+    /// Who dies is out in time: for the checkers.
+    fn bury(&mut self, id: NodeId) {
         let Self { nodes, env, .. } = self;
+        let worker = match &nodes[usize::from(id.0)].role {
+            Role::Worker(worker) => worker.peer,
+            Role::EzWorker(worker) => {
+                let wire = env.net.conn(worker.conn);
+                let (Role::Pipe(pipe), Identity::Ez(routing)) =
+                    (&nodes[usize::from(wire.pipe.0)].role, &wire.identity)
+                else {
+                    return;
+                };
+                PeerId::of_ez(pipe.incarnation(), routing)
+            }
+            Role::Client(_) => return env.ledger.abandoned(id),
+            _ => return,
+        };
+        env.picks.died(env.now, worker);
+    }
+
+    /// A native worker is about to die, and nothing else goes wrong: what it holds has to be
+    /// answered soon, unless it may run again.
+    fn mourn(&mut self, number: usize, id: NodeId) {
+        let Self { nodes, env, scenario, .. } = self;
+        let weather = &scenario.weather;
+        let Role::Worker(worker) = &nodes[usize::from(id.0)].role else { return };
+        if !scenario.alone(number, QUIET_BEFORE_MS, QUIET_AFTER_MS)
+            || weather.high_water < scenario.queue_calls
+        {
+            return;
+        }
+        let young = |key: &Key| {
+            env.ledger.waiting(key).is_some_and(|made| {
+                !made.idempotent && made.at.plus_ms(QUIET_BEFORE_MS / 2) > env.now
+            })
+        };
+        let held: Vec<Key> = worker.runs().filter(young).collect();
+        let settled_ms = env.picks.dead_ms(false) + 4 * env.picks.way_ms();
+        if !held.is_empty() && env.now > START.plus_ms(QUIET_BEFORE_MS) {
+            self.mourned.insert(id, held);
+            self.env.queue.plan(self.env.now.plus_ms(settled_ms), Next::Settled(id));
+        }
+    }
+
+    /// The time in which that has to be answered is over.
+    pub(crate) fn settled(&mut self, id: NodeId) {
+        for key in self.mourned.remove(&id).unwrap_or_default() {
+            if self.env.ledger.waits(&key) {
+                let text = format!("call {key} waits for a worker that has died");
+                let now = self.env.now;
+                self.env.ledger.violation(now, Rule::DeadOut, Subject::Call(key), text);
+            }
+        }
+    }
+
+    fn drain(&mut self, id: NodeId, down_ms: u64) {
+        if self.env.without(Mechanism::Drain) {
+            self.node(id).back_ms = Some(down_ms);
+            return self.exit(id, false);
+        }
+        let Self { nodes, env, .. } = self;
+        env.at = id;
         let node = &mut nodes[usize::from(id.0)];
         if !node.alive || node.frozen {
             return;
@@ -132,6 +226,7 @@ impl World {
             return;
         }
         (node.frozen, node.thaw) = (true, thaw);
+        self.env.picks.disturb(self.env.now);
         self.env.queue.plan(thaw, Next::Thaw(id));
         // A process that sends no heartbeats loses its connections to who waits for them.
         if for_ms > SILENT_MS.1 && self.env.chance.happens(0.7) {
@@ -153,16 +248,77 @@ impl World {
             return;
         }
         self.env.tell_all(|names| format!("{} goes on", names[usize::from(id.0)]));
-        // What waits in its queues comes before what time has made due.
-        while let Some((conn, to, letter)) = self.node(id).inbox.pop_front() {
-            let lane = self.env.net.conn_mut(conn).lane_mut(to);
-            lane.unread = lane.unread.saturating_sub(1);
-            self.deliver(id, conn, letter);
+        self.env.picks.disturb(now);
+        if matches!(self.node(id).role, Role::Client(_)) {
+            self.env.ledger.was_away(now, id);
         }
+        // What waits in its queues comes before what time has made due.
+        while self.read_one(id) {}
         self.node(id).frozen = false;
         self.tick(id);
         self.after(id);
         self.faulty();
+    }
+
+    /// Takes the next of what waits in a process's queues.
+    fn read_one(&mut self, id: NodeId) -> bool {
+        let Some(Unread { conn, to, identity, letter }) = self.node(id).inbox.pop_front() else {
+            return false;
+        };
+        let lane = self.env.net.conn_mut(conn).lane_mut(to);
+        lane.unread = lane.unread.saturating_sub(1);
+        self.deliver(id, conn, identity, letter);
+        true
+    }
+
+    fn slow_down(&mut self, id: NodeId, each_ms: u64, for_ms: u64) {
+        let now = self.env.now;
+        let node = self.node(id);
+        if !node.alive {
+            return;
+        }
+        (node.each_ms, node.busy_until) = (each_ms, now);
+        self.env.picks.disturb(now);
+        self.env.queue.plan(now.plus_ms(for_ms), Next::Quick(id));
+    }
+
+    /// A slow process is as fast as the others again, and reads all that waits.
+    pub(crate) fn quick(&mut self, id: NodeId) {
+        self.env.picks.disturb(self.env.now);
+        let now = self.env.now;
+        let node = self.node(id);
+        (node.each_ms, node.busy_until) = (0, now);
+        if node.alive && !node.frozen {
+            while self.read_one(id) {}
+            self.after(id);
+        }
+        self.faulty();
+    }
+
+    /// A slow process takes the next message.
+    pub(crate) fn read(&mut self, id: NodeId) {
+        let now = self.env.now;
+        let node = self.node(id);
+        node.reading = false;
+        if !node.alive || node.frozen || node.each_ms == 0 {
+            return;
+        }
+        node.busy_until = now.plus_ms(node.each_ms);
+        if self.read_one(id) {
+            self.after(id);
+        }
+        self.read_on(id);
+        self.faulty();
+    }
+
+    /// Sees to it that a slow process goes on reading.
+    pub(crate) fn read_on(&mut self, id: NodeId) {
+        let node = self.node(id);
+        if !node.reading && !node.inbox.is_empty() {
+            node.reading = true;
+            let at = node.busy_until;
+            self.env.queue.plan(at.max(self.env.now), Next::Read(id));
+        }
     }
 
     // ── connections ──────────────────────────────────────────────────────────────────────────
@@ -173,6 +329,7 @@ impl World {
         self.env.net.cut(conn);
         let wire = self.env.net.conn_mut(conn);
         wire.cut_until = wire.cut_until.max(now.plus_ms(for_ms));
+        self.cut_until = self.cut_until.max(wire.cut_until);
         let life = wire.life;
         let (low, high) = if silent { SILENT_MS } else { TOLD_MS };
         for end in [End::Pipe, End::Dialer] {
@@ -182,6 +339,29 @@ impl World {
         if !self.env.net.conn(conn).dialer_sees {
             // It was dialing already, and goes on.
             self.redial(conn);
+        }
+    }
+
+    /// One direction of all connections of a process lets nothing through for a while. What waits
+    /// arrives afterwards, unless an end has given the connection up meanwhile.
+    fn shut(&mut self, id: NodeId, deaf: bool, for_ms: u64) {
+        let now = self.env.now;
+        let until = now.plus_ms(for_ms);
+        self.env.picks.disturb(until);
+        self.cut_until = self.cut_until.max(until);
+        for conn in self.env.net.of(id) {
+            let after_ms = self.env.chance.between(SILENT_MS.0, SILENT_MS.1);
+            let wire = self.env.net.conn_mut(conn);
+            let to = if (wire.dialer == id) == deaf { End::Dialer } else { End::Pipe };
+            // No connection comes about while one direction is shut.
+            wire.cut_until = wire.cut_until.max(until);
+            let lane = wire.lane_mut(to);
+            lane.shut_until = lane.shut_until.max(until);
+            let life = wire.life;
+            if for_ms > after_ms {
+                let next = Next::Notice { conn, end: to, life };
+                self.env.queue.plan(now.plus_ms(after_ms), next);
+            }
         }
     }
 
@@ -273,6 +453,7 @@ impl World {
         (wire.dialer_sees, wire.pipe_sees) = (true, true);
         self.seen_by_pipe(conn, pipe, identity, true);
         let Self { nodes, env, .. } = self;
+        env.at = dialer;
         if let Role::EzClient(client) = &mut nodes[usize::from(dialer.0)].role {
             client.seen(env, true);
         }
@@ -299,6 +480,7 @@ impl World {
 
     fn seen_by_pipe(&mut self, conn: ConnId, pipe: NodeId, identity: Identity, up: bool) {
         let Self { nodes, env, .. } = self;
+        env.at = pipe;
         match &mut nodes[usize::from(pipe.0)].role {
             Role::Pipe(node) => node.seen(env, conn, identity, up),
             Role::State(node) => node.seen(conn, identity, up),

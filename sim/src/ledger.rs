@@ -15,11 +15,15 @@ use zex_core::Time;
 use zex_spec::{BrokerId, Code, Key, PeerId, Status};
 
 use crate::queue::NodeId;
-use crate::scenario::START;
+use crate::scenario::{START, Scenario};
 
 /// A call may end this late: the time of one event, no more, for sessions have exact timers.
 const SLACK_MS: u64 = 5;
-/// Violations that are kept; the first is what matters.
+/// And by this share of its span, on the slowest clock: 1,000 ppm.
+const DRIFT_DIVISOR: u64 = 1_000;
+/// How long ended calls are remembered, milliseconds: longer than any key is in the mesh.
+const KEEP_MS: u64 = 200_000;
+/// Violations that are kept, and the first of each rule; the first is what matters.
 const MAX_VIOLATIONS: usize = 8;
 
 /// Which promise was broken.
@@ -29,12 +33,22 @@ pub enum Rule {
     OneAnswer,
     /// Guarantee 1 at the home: nothing is held after its deadline and its worker's release.
     NothingLeft,
+    /// Guarantee 2: the pick at a home is the worker with the fewest assigned.
+    LeastAssigned,
     /// Guarantee 3: counts are what the workers have in flight, three seconds after a fault.
     Counts,
+    /// Guarantee 4: a dead worker is out in time, and what it held is answered.
+    DeadOut,
     /// Guarantee 5: a key has at most one effect, unless it is marked idempotent.
     OneEffect,
-    /// Guarantee 5: no call is lost with one broker or one pipe.
+    /// Guarantee 5: duplicates get the same answer.
+    EqualAnswers,
+    /// Guarantees 5 and 9: no call is lost with one broker or one pipe.
     NothingLost,
+    /// Guarantee 6: queues have bounds.
+    Bounds,
+    /// Guarantee 8: who drains holds nothing when it leaves, and no call is lost with it.
+    Drain,
     /// A reply is the one to this request.
     Payload,
     /// The EZ dialect: at most one answer for each client and request; one, while the mesh lives.
@@ -82,12 +96,20 @@ impl fmt::Display for Violation {
 pub struct Counts {
     /// Calls made, native.
     pub calls: u64,
+    /// Times that a client heard that a broker has its call.
+    pub accepted: u64,
     /// Of these, answered with the right reply.
     pub ok: u64,
     /// Ended `UNAVAILABLE`.
     pub unavailable: u64,
     /// Ended `DEADLINE_EXCEEDED`.
     pub late: u64,
+    /// Ended `RESOURCE_EXHAUSTED`.
+    pub exhausted: u64,
+    /// Replies that came to a client for a call that had one.
+    pub duplicates: u64,
+    /// Picks that were compared with a recount.
+    pub picks: u64,
     /// Requests of EZ clients.
     pub ez_requests: u64,
     /// Of these, answered with the right reply.
@@ -102,14 +124,20 @@ pub struct Counts {
     pub compared: u64,
     /// Steps of the world.
     pub steps: u64,
+    /// Virtual seconds.
+    pub virtual_s: u64,
 }
 
 impl std::ops::AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
         self.calls += other.calls;
+        self.accepted += other.accepted;
         self.ok += other.ok;
         self.unavailable += other.unavailable;
         self.late += other.late;
+        self.exhausted += other.exhausted;
+        self.duplicates += other.duplicates;
+        self.picks += other.picks;
         self.ez_requests += other.ez_requests;
         self.ez_ok += other.ez_ok;
         self.effects += other.effects;
@@ -117,20 +145,35 @@ impl std::ops::AddAssign for Counts {
         self.drift += other.drift;
         self.compared += other.compared;
         self.steps += other.steps;
+        self.virtual_s += other.virtual_s;
     }
 }
 
-/// A call that a client made.
+/// A call that a client makes.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) by: NodeId,
+    pub(crate) at: Time,
+    pub(crate) deadline: Time,
+    pub(crate) idempotent: bool,
+    /// Must end well, or this is broken: it was made when the mesh was up, to a service that is
+    /// served, and nothing goes wrong but what no call may be lost by.
+    pub(crate) certain: Option<Rule>,
+    /// In a time in which somebody is cut off only what was accepted is certain.
+    pub(crate) accepted: bool,
+    /// Must end `UNAVAILABLE` by then: nobody serves what it names.
+    pub(crate) refused_by: Option<Time>,
+    pub(crate) request: Bytes,
+}
+
+/// What became of it.
 #[derive(Debug)]
 struct Promise {
-    deadline: Time,
-    idempotent: bool,
-    /// Must end well: it was made when the mesh was up, to a service that is served, and nothing
-    /// goes wrong but what no call may be lost by.
-    certain: bool,
-    request: Bytes,
+    made: Made,
     ended: bool,
     begun: Vec<NodeId>,
+    /// The first good reply that reached its client.
+    answer: Option<Bytes>,
 }
 
 /// The record.
@@ -139,40 +182,51 @@ pub(crate) struct Ledger {
     promises: BTreeMap<Key, Promise>,
     /// Whether a key must have at most one effect in this world.
     one_effect: bool,
+    /// Times in which a message may lie so long that its key is forgotten where it would count.
+    murky: Vec<(Time, Time)>,
+    /// Times in which somebody is cut off: what was not accepted may be lost.
+    cuts: Vec<(Time, Time)>,
     pub(crate) violations: Vec<Violation>,
     pub(crate) counts: Counts,
 }
 
 impl Ledger {
-    pub(crate) fn new(one_effect: bool) -> Self {
-        Self { one_effect, ..Self::default() }
+    pub(crate) fn new(scenario: &Scenario) -> Self {
+        let (one_effect, murky) = (scenario.one_effect(), scenario.murky());
+        Self { one_effect, murky, cuts: scenario.cuts(), ..Self::default() }
     }
 
     pub(crate) fn violation(&mut self, now: Time, rule: Rule, subject: Subject, text: String) {
-        if self.violations.len() < MAX_VIOLATIONS {
+        let news = self.violations.iter().all(|known| known.rule != rule);
+        if news || self.violations.len() < MAX_VIOLATIONS {
             let at_ms = now.since(START).as_millis() as u64;
             self.violations.push(Violation { rule, subject, text, at_ms });
         }
     }
 
-    pub(crate) fn made(
-        &mut self,
-        key: Key,
-        deadline: Time,
-        request: Bytes,
-        (idempotent, certain): (bool, bool),
-    ) {
+    pub(crate) fn made(&mut self, key: Key, made: Made) {
         self.counts.calls += 1;
-        let promise =
-            Promise { deadline, idempotent, certain, request, ended: false, begun: Vec::new() };
+        let promise = Promise { made, ended: false, begun: Vec::new(), answer: None };
         self.promises.insert(key, promise);
     }
 
     /// The client takes the call back: it need not end well.
     pub(crate) fn cancelled(&mut self, key: &Key) {
         if let Some(promise) = self.promises.get_mut(key) {
-            promise.certain = false;
+            (promise.made.certain, promise.made.refused_by) = (None, None);
         }
+    }
+
+    /// A client's process is gone, and nobody waits for its calls any more.
+    pub(crate) fn abandoned(&mut self, by: NodeId) {
+        let waiting = self.promises.values_mut().filter(|p| p.made.by == by);
+        waiting.for_each(|promise| promise.ended = true);
+    }
+
+    /// A client's process was stopped: its calls cannot have ended before now.
+    pub(crate) fn was_away(&mut self, now: Time, by: NodeId) {
+        let waiting = self.promises.values_mut().filter(|p| p.made.by == by && !p.ended);
+        waiting.for_each(|promise| promise.made.deadline = promise.made.deadline.max(now));
     }
 
     /// Whether a call waits for its end.
@@ -180,7 +234,35 @@ impl Ledger {
         self.promises.get(key).is_some_and(|promise| !promise.ended)
     }
 
-    /// The one end of a call. `echo` says whether a good reply is the right one, from the request.
+    /// The call, while it waits for its end.
+    pub(crate) fn waiting(&self, key: &Key) -> Option<&Made> {
+        self.promises.get(key).filter(|promise| !promise.ended).map(|promise| &promise.made)
+    }
+
+    /// A broker has said that it has the call.
+    pub(crate) fn accepted(&mut self, key: &Key) {
+        self.counts.accepted += 1;
+        if let Some(promise) = self.promises.get_mut(key) {
+            promise.made.accepted = true;
+        }
+    }
+
+    /// A good reply has reached the client, the first or a duplicate.
+    pub(crate) fn answered(&mut self, now: Time, key: Key, body: &Bytes) {
+        let Some(promise) = self.promises.get_mut(&key) else { return };
+        let Some(first) = &promise.answer else {
+            promise.answer = Some(body.clone());
+            return;
+        };
+        self.counts.duplicates += 1;
+        let same = first == body || promise.made.idempotent;
+        if !same && self.one_effect && !touches(&self.murky, promise.made.at, now) {
+            let text = format!("call {key} was answered twice, and not the same");
+            self.violation(now, Rule::EqualAnswers, Subject::Call(key), text);
+        }
+    }
+
+    /// The one end of a call. `right` says whether a good reply is the right one, from the request.
     pub(crate) fn ended(
         &mut self,
         now: Time,
@@ -194,14 +276,19 @@ impl Ledger {
             return self.violation(now, Rule::OneAnswer, subject, text);
         };
         let twice = std::mem::replace(&mut promise.ended, true);
-        let late = now > promise.deadline.plus_ms(SLACK_MS);
-        let certain = promise.certain;
-        let wrong = matches!(outcome, Ok(reply) if !right(&promise.request, reply));
-        match outcome {
-            Ok(_) => self.counts.ok += 1,
-            Err(status) if status.code == Code::Unavailable => self.counts.unavailable += 1,
-            Err(status) if status.code == Code::DeadlineExceeded => self.counts.late += 1,
-            Err(_) => {}
+        let Made { at, deadline, certain, accepted, refused_by, .. } = promise.made;
+        let certain = certain.filter(|_| accepted || !touches(&self.cuts, at, now));
+        // A slow clock has its deadlines late.
+        let slack_ms = SLACK_MS + deadline.since(at).as_millis() as u64 / DRIFT_DIVISOR;
+        let late = now > deadline.plus_ms(slack_ms);
+        let wrong = matches!(outcome, Ok(reply) if !right(&promise.made.request, reply));
+        let code = outcome.as_ref().map_or_else(|status| status.code, |_| Code::Ok);
+        match code {
+            Code::Ok => self.counts.ok += 1,
+            Code::Unavailable => self.counts.unavailable += 1,
+            Code::DeadlineExceeded => self.counts.late += 1,
+            Code::ResourceExhausted => self.counts.exhausted += 1,
+            _ => {}
         }
         if twice {
             let text = format!("call {key} has ended twice, now with {outcome:?}");
@@ -211,16 +298,19 @@ impl Ledger {
             let text = format!("call {key} has ended after its deadline");
             self.violation(now, Rule::OneAnswer, subject.clone(), text);
         }
+        if refused_by.is_some_and(|by| now > by || code != Code::Unavailable) {
+            let text = format!("call {key} is for nobody, and has ended too late: {outcome:?}");
+            self.violation(now, Rule::OneAnswer, subject.clone(), text);
+        }
         if wrong {
             let text = format!("call {key} has the reply of something else");
             self.violation(now, Rule::Payload, subject.clone(), text);
         }
-        if let Err(status) = outcome
-            && certain
+        if let (Err(status), Some(rule)) = (outcome, certain)
             && status.code != Code::FailedPrecondition
         {
             let text = format!("call {key} is lost: {:?}: {}", status.code, status.message);
-            self.violation(now, Rule::NothingLost, subject, text);
+            self.violation(now, rule, subject, text);
         }
     }
 
@@ -229,10 +319,16 @@ impl Ledger {
         self.counts.effects += 1;
         let Some(promise) = self.promises.get_mut(&key) else { return };
         promise.begun.push(at);
-        if promise.begun.len() > 1 && !promise.idempotent && self.one_effect {
+        let again = promise.begun.len() > 1 && !promise.made.idempotent && self.one_effect;
+        if again && !touches(&self.murky, promise.made.at, now) {
             let text = format!("call {key} was begun more than once, by {:?}", promise.begun);
             self.violation(now, Rule::OneEffect, Subject::Call(key), text);
         }
+    }
+
+    /// Forgets calls of long ago, so that an hour's world stays small.
+    pub(crate) fn forget(&mut self, now: Time) {
+        self.promises.retain(|_, p| !p.ended || p.made.at.plus_ms(KEEP_MS) > now);
     }
 
     /// Calls that never ended.
@@ -244,4 +340,9 @@ impl Ledger {
             self.violation(now, Rule::OneAnswer, Subject::Call(key), text);
         }
     }
+}
+
+/// Whether one of these times touches this span.
+fn touches(times: &[(Time, Time)], from: Time, to: Time) -> bool {
+    times.iter().any(|(begin, end)| *begin <= to && from <= *end)
 }

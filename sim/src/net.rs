@@ -74,7 +74,9 @@ pub(crate) struct Lane {
     pub(crate) under_way: VecDeque<Letter>,
     /// When the last of them arrives; nothing overtakes it.
     last: Time,
-    /// Messages that have arrived at a process that is frozen: they fill the queue, too.
+    /// Nothing arrives before this time: the network lets nothing through in this direction.
+    pub(crate) shut_until: Time,
+    /// Messages that have arrived at a process that is frozen or slow: they fill the queue, too.
     pub(crate) unread: usize,
 }
 
@@ -211,7 +213,7 @@ impl Net {
         let copies = if native && chance.happens(double) { 2 } else { 1 };
         let delay = conn.base_us + chance.mostly_small(conn.jitter_us);
         let lane = &mut conn.lanes[to as usize];
-        let at = Time(now.0 + delay).max(lane.last);
+        let at = Time(now.0 + delay).max(lane.last).max(lane.shut_until);
         lane.last = at;
         if copies == 2 {
             lane.under_way.push_back(letter.clone());

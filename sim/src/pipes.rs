@@ -14,6 +14,7 @@ use zex_spec::{
     PeerGone, PeerId, PipeBeat, PipeId, ServiceHash, Steer, ez,
 };
 
+use crate::clock::Clock;
 use crate::env::Env;
 use crate::net::{ConnId, End, Ez, Identity, Letter, Sent};
 
@@ -33,7 +34,7 @@ impl PipeNode {
 
     pub(crate) fn start(&mut self, env: &mut Env) {
         self.epoch += 1;
-        self.pipe = Pipe::new(self.side, env.now);
+        self.pipe = Pipe::new(self.side, env.local());
         self.peers.clear();
     }
 
@@ -41,13 +42,13 @@ impl PipeNode {
         Incarnation::new(&self.name, self.epoch)
     }
 
-    pub(crate) fn timeout(&self) -> Option<Time> {
-        self.pipe.poll_timeout()
+    pub(crate) fn timeout(&self, clock: Clock) -> Option<Time> {
+        self.pipe.poll_timeout().map(|at| clock.when(at))
     }
 
     /// After messages were taken in, and when its time has come.
     pub(crate) fn tick(&mut self, env: &mut Env) {
-        self.pipe.tick(env.now);
+        self.pipe.tick(env.local());
         while let Some((client, broker)) = self.pipe.poll_telling() {
             let mut packet = Packet::from_peer(Steer::Owner(broker), BrokerDown {}, Bytes::new());
             (packet.pipe, packet.peer) = (self.incarnation(), client);
@@ -78,8 +79,13 @@ impl PipeNode {
         }
     }
 
-    pub(crate) fn receive(&mut self, env: &mut Env, conn: ConnId, letter: Letter) {
-        let identity = env.net.conn(conn).identity.clone();
+    pub(crate) fn receive(
+        &mut self,
+        env: &mut Env,
+        conn: ConnId,
+        identity: Identity,
+        letter: Letter,
+    ) {
         match (identity, letter) {
             (Identity::Broker(broker), Letter::Native(packet)) => {
                 self.broker_says(env, conn, broker, packet);
@@ -196,7 +202,7 @@ impl PipeNode {
         let sent = match self.pipe.from_broker(packet.message.kind()) {
             Route::Beat => {
                 if let Message::BrokerBeat(beat) = &packet.message {
-                    self.pipe.beat(env.now, broker, beat);
+                    self.pipe.beat(env.local(), broker, beat);
                 }
                 let pipe = self.incarnation();
                 let mut beat =

@@ -27,6 +27,12 @@ pub(crate) enum Next {
     Fault(usize),
     /// A frozen process goes on.
     Thaw(NodeId),
+    /// A slow process takes the next message.
+    Read(NodeId),
+    /// A slow process is as fast as the others again.
+    Quick(NodeId),
+    /// What a dead worker held is answered by now.
+    Settled(NodeId),
     /// A process exits; a killed one, now.
     Exit(NodeId),
     /// A process starts again.

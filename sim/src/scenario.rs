@@ -1,52 +1,44 @@
 //! What a seed stands for: how many of everything, how it behaves, and what goes wrong when.
 //!
 //! ```text
-//!  0 s ── start ──── 2 s ── faults ─────────── ≤ 14 s ── quiet, counts compared ── calls stop ── end
+//!  short:  start ── 2.5 s ── faults ──── ≤ 14 s ── quiet, counts compared ── calls stop ── end
+//!  long:   start ── [ load: faults, quiet ] ── beats only ── [ load: faults, quiet ] ── … ── end
 //! ```
+//!
+//! A long world (an hour) has an episode of faults every minute or so. Calls are made around the
+//! faults only; in between nothing moves but beats, so what it costs is mostly those.
 
 use zex_core::Time;
 
 use crate::chance::Chance;
 use crate::net::Weather;
 use crate::queue::NodeId;
+use crate::trouble::Fault;
 
 /// The world's clock begins here: not at zero, so that "before the start" exists.
 pub(crate) const START: Time = Time(1_000_000_000);
 /// The mesh has come up by then, milliseconds; faults begin.
 const FAULTS_FROM_MS: u64 = 2_500;
 /// Keys that a worker of bad memory remembers.
-const FEW_KEYS: usize = 5;
-/// Between two faults of a gentle scenario: time to be whole again, milliseconds.
-const RECOVERY_MS: u64 = 7_000;
+pub(crate) const FEW_KEYS: usize = 5;
+/// Calls of an episode begin so long before its first fault, milliseconds.
+const BEFORE_MS: u64 = 2_000;
+/// Without calls between two episodes, milliseconds. The longest is longer than keys are
+/// remembered, the shortest is not.
+const IDLE_MS: (u64, u64) = (5_000, 120_000);
 
 /// How rough it gets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Mood {
     /// Nothing goes wrong.
     Calm,
-    /// One broker or one pipe at a time dies or pauses, and there is another; or a broker or worker
-    /// leaves in order: no call may be lost.
+    /// One broker or one pipe at a time dies, pauses or is cut off, and there is another; or a
+    /// broker or worker leaves in order: no call may be lost.
     Gentle,
+    /// Every process of the mesh is restarted in order, one after the other: no call may be lost.
+    Rolling,
     /// Anything, also together.
     Rough,
-}
-
-/// Something that goes wrong.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(crate) enum Fault {
-    /// A process dies, and comes back without memory if it does. `silent`: its host died with it,
-    /// so the others' connections do not end until they notice by themselves.
-    Kill { node: NodeId, down_ms: Option<u64>, silent: bool },
-    /// A process is asked to leave; it is started again so long after it has.
-    Drain { node: NodeId, down_ms: u64 },
-    /// A process makes no step.
-    Freeze { node: NodeId, for_ms: u64 },
-    /// One connection (any: a number modulo how many there are) ends.
-    Cut { pick: u64, for_ms: u64, silent: bool },
-    /// All connections of a process end.
-    Isolate { node: NodeId, for_ms: u64, silent: bool },
-    /// Native messages are lost and doubled from now on.
-    Storm { loss: f64, double: f64 },
 }
 
 /// A native worker.
@@ -107,12 +99,35 @@ pub(crate) struct EzClientPlan {
     pub(crate) patient: bool,
 }
 
+/// The times in which calls are made, in order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Loads(Vec<(Time, Time)>);
+
+impl Loads {
+    /// When a call is made that would be made at this time, or as soon as calls are made again.
+    pub(crate) fn next(&self, at: Time) -> Option<Time> {
+        let next = self.0.partition_point(|(_, end)| *end <= at);
+        self.0.get(next).map(|(begin, _)| at.max(*begin))
+    }
+
+    /// Whether calls are made at this time.
+    pub(crate) fn on(&self, at: Time) -> bool {
+        self.next(at) == Some(at)
+    }
+
+    /// When the last is made.
+    pub(crate) fn end(&self) -> Time {
+        self.0.last().map_or(START, |(_, end)| *end)
+    }
+}
+
 /// A seed, drawn out.
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
     pub(crate) mood: Mood,
     pub(crate) in_pipes: usize,
     pub(crate) worker_pipes: usize,
+    pub(crate) state_pipes: usize,
     pub(crate) brokers: usize,
     pub(crate) workers: Vec<WorkerPlan>,
     pub(crate) ez_workers: Vec<EzWorkerPlan>,
@@ -125,28 +140,34 @@ pub(crate) struct Scenario {
     pub(crate) peer_gone: bool,
     /// Every packet goes through its bytes.
     pub(crate) encode: bool,
+    /// The processes' clocks run fast or slow.
+    pub(crate) drifts: bool,
     pub(crate) queue_calls: usize,
+    pub(crate) max_calls: usize,
+    pub(crate) max_call_bytes: usize,
     pub(crate) memory_bytes: usize,
     pub(crate) faults: Vec<(Time, Fault)>,
-    /// The clients make no new calls from then on.
-    pub(crate) calls_until: Time,
+    /// When calls are made.
+    pub(crate) loads: Loads,
 }
 
 impl Scenario {
     /// The scenario of a seed, and the generator to go on with.
-    pub(crate) fn draw(seed: u64) -> (Self, Chance) {
+    pub(crate) fn draw(seed: u64, length_ms: Option<u64>) -> (Self, Chance) {
         // Neighbouring seeds give neighbouring first numbers; a few draws part them.
         let mut chance = Chance::new(seed ^ 0x5eed_0f2e_9a11_dead);
         (0..4).for_each(|_| _ = chance.sixteen());
         let c = &mut chance;
         let mood = match c.between(0, 9) {
             0..=1 => Mood::Calm,
-            2..=4 => Mood::Gentle,
+            2..=3 => Mood::Gentle,
+            4 => Mood::Rolling,
             _ => Mood::Rough,
         };
         let rough = mood == Mood::Rough;
-        let least = if mood == Mood::Gentle { 2 } else { 1 };
+        let least = if matches!(mood, Mood::Gentle | Mood::Rolling) { 2 } else { 1 };
         let (in_pipes, worker_pipes) = (c.between(least, 2) as usize, c.between(least, 2) as usize);
+        let state_pipes = c.between(1, 2) as usize;
         let brokers = c.between(least, 3) as usize;
         let services = c.between(1, 3) as usize;
         let ez = c.happens(0.5);
@@ -154,6 +175,7 @@ impl Scenario {
             mood,
             in_pipes,
             worker_pipes,
+            state_pipes,
             brokers,
             workers: Vec::new(),
             ez_workers: Vec::new(),
@@ -164,26 +186,46 @@ impl Scenario {
             weather: weather(c, rough),
             peer_gone: c.happens(0.5),
             encode: c.happens(0.1),
-            queue_calls: if rough && c.happens(0.2) { 10 } else { 10_000 },
+            drifts: c.happens(0.5),
+            queue_calls: if rough && c.happens(0.2) { 3 } else { 10_000 },
+            max_calls: if rough && c.happens(0.1) { 8 } else { 10_000 },
+            max_call_bytes: if rough && c.happens(0.1) { 100_000 } else { 512 << 20 },
             memory_bytes: if rough && c.happens(0.1) { 2_000 } else { 1 << 20 },
             faults: Vec::new(),
-            calls_until: START,
+            loads: Loads::default(),
         };
         scenario.people(c, ez);
-        let last = match mood {
-            Mood::Calm => START.plus_ms(3_000),
-            Mood::Gentle => scenario.gentle_faults(c),
-            Mood::Rough => scenario.rough_faults(c),
-        };
-        let quiet_ms = if ez && c.happens(0.5) { 10_500 } else { 4_500 };
-        scenario.calls_until = last.plus_ms(quiet_ms);
-        (scenario, chance)
+        let end = START.plus_ms(length_ms.unwrap_or(0));
+        let mut from = START;
+        loop {
+            let last =
+                scenario.episode(c, from.plus_ms(BEFORE_MS).max(START.plus_ms(FAULTS_FROM_MS)));
+            let quiet_ms = if ez && c.happens(0.5) { 10_500 } else { 4_500 };
+            let until = last.plus_ms(quiet_ms);
+            scenario.loads.0.push((from, until));
+            from = until.plus_ms(c.between(IDLE_MS.0, IDLE_MS.1));
+            if from >= end {
+                return (scenario, chance);
+            }
+        }
+    }
+
+    /// Something goes wrong from this time on, after the scenario's mood. Returns when it is over.
+    fn episode(&mut self, c: &mut Chance, from: Time) -> Time {
+        match self.mood {
+            Mood::Calm => from.plus_ms(500),
+            Mood::Gentle => self.gentle_faults(c, from),
+            Mood::Rolling => self.rolling_restarts(c, from),
+            Mood::Rough => self.rough_faults(c, from),
+        }
     }
 
     /// Workers and clients.
     fn people(&mut self, c: &mut Chance, ez: bool) {
         let rough = self.mood == Mood::Rough;
-        let workers = c.between(self.services as u64, 5) as usize;
+        // To be restarted one by one, each needs another that stands in for it.
+        let least = self.services * if self.mood == Mood::Rolling { 2 } else { 1 };
+        let workers = c.between(least as u64, 5.max(least as u64)) as usize;
         for n in 0..workers {
             // Each service has one worker at least; some serve several.
             let mut serves = vec![n % self.services];
@@ -238,88 +280,6 @@ impl Scenario {
         }
     }
 
-    /// One process at a time, and time to recover in between.
-    fn gentle_faults(&mut self, c: &mut Chance) -> Time {
-        let mut at = START.plus_ms(FAULTS_FROM_MS + c.between(0, 2_000));
-        for _ in 0..c.between(1, 2) {
-            let down_ms = c.between(50, 4_000);
-            let broker = self.broker(c.index(self.brokers));
-            let kill = |node| Fault::Kill { node, down_ms: Some(down_ms), silent: false };
-            let fault = match c.between(0, 7) {
-                0 => kill(self.in_pipe(c.index(self.in_pipes))),
-                1 => kill(self.worker_pipe(c.index(self.worker_pipes))),
-                2 => kill(self.state_pipe()),
-                3 => Fault::Freeze { node: broker, for_ms: down_ms },
-                4 => Fault::Drain { node: broker, down_ms },
-                5 => match self.spare_worker() {
-                    Some(node) => Fault::Drain { node, down_ms },
-                    None => kill(broker),
-                },
-                _ => kill(broker),
-            };
-            self.faults.push((at, fault));
-            at = at.plus_ms(down_ms + RECOVERY_MS);
-        }
-        at
-    }
-
-    /// A worker whose services others serve, too.
-    fn spare_worker(&self) -> Option<NodeId> {
-        let serves = |worker: usize, service| self.workers[worker].services.contains(service);
-        let spare = |n: &usize| {
-            let others = || (0..self.workers.len()).filter(|other| other != n);
-            self.workers[*n].services.iter().all(|service| others().any(|o| serves(o, service)))
-        };
-        (0..self.workers.len()).find(spare).map(|n| self.worker(n))
-    }
-
-    fn rough_faults(&mut self, c: &mut Chance) -> Time {
-        let window_ms = c.between(1_000, 9_000);
-        for _ in 0..c.between(1, 6) {
-            let at = START.plus_ms(FAULTS_FROM_MS + c.between(0, window_ms));
-            let fault = self.rough_fault(c);
-            self.faults.push((at, fault));
-        }
-        if c.happens(0.4) {
-            let loss = [0.001, 0.02, 0.2][c.index(3)];
-            let double = if c.happens(0.5) { 0.05 } else { 0.0 };
-            let from = c.between(0, window_ms);
-            let to = c.between(from, window_ms);
-            let at = |ms| START.plus_ms(FAULTS_FROM_MS + ms);
-            self.faults.push((at(from), Fault::Storm { loss, double }));
-            self.faults.push((at(to), Fault::Storm { loss: 0.0, double: 0.0 }));
-        }
-        // A restart comes up to 3 s, a silent end up to 2 s after the fault itself.
-        START.plus_ms(FAULTS_FROM_MS + window_ms + 3_000)
-    }
-
-    fn rough_fault(&self, c: &mut Chance) -> Fault {
-        let silent = c.happens(0.3);
-        let down_ms = c.between(10, 3_000);
-        let broker = self.broker(c.index(self.brokers));
-        let pipe = NodeId(c.index(self.in_pipes + self.worker_pipes + 1) as u16);
-        let native = self.worker(c.index(self.workers.len()));
-        let worker = match self.ez_workers.len() {
-            0 => native,
-            ez if c.happens(0.7) => NodeId(self.ez_worker(0).0 + c.index(ez) as u16),
-            _ => native,
-        };
-        match c.between(0, 19) {
-            0..=4 => Fault::Kill { node: broker, down_ms: Some(down_ms), silent },
-            5..=6 => Fault::Kill { node: pipe, down_ms: Some(down_ms), silent },
-            7..=9 => Fault::Kill { node: native, down_ms: Some(down_ms), silent },
-            10 => Fault::Kill { node: worker, down_ms: Some(down_ms), silent },
-            11 => Fault::Kill { node: worker, down_ms: None, silent },
-            12 => Fault::Drain { node: broker, down_ms },
-            13 => Fault::Drain { node: native, down_ms },
-            14..=15 => Fault::Freeze { node: broker, for_ms: c.between(100, 6_000) },
-            16 => Fault::Freeze { node: native, for_ms: c.between(100, 6_000) },
-            17 => Fault::Freeze { node: pipe, for_ms: c.between(100, 4_000) },
-            18 => Fault::Cut { pick: c.between(0, 1_000_000), for_ms: down_ms, silent },
-            _ => Fault::Isolate { node: broker, for_ms: down_ms, silent },
-        }
-    }
-
     // Nodes are numbered in this order; the world is built in it, too.
 
     pub(crate) fn in_pipe(&self, n: usize) -> NodeId {
@@ -330,12 +290,12 @@ impl Scenario {
         NodeId((self.in_pipes + n) as u16)
     }
 
-    pub(crate) fn state_pipe(&self) -> NodeId {
-        NodeId((self.in_pipes + self.worker_pipes) as u16)
+    pub(crate) fn state_pipe(&self, n: usize) -> NodeId {
+        NodeId((self.in_pipes + self.worker_pipes + n) as u16)
     }
 
     pub(crate) fn broker(&self, n: usize) -> NodeId {
-        NodeId(self.state_pipe().0 + 1 + n as u16)
+        NodeId(self.state_pipe(self.state_pipes).0 + n as u16)
     }
 
     pub(crate) fn worker(&self, n: usize) -> NodeId {
@@ -346,28 +306,8 @@ impl Scenario {
         NodeId(self.worker(self.workers.len()).0 + n as u16)
     }
 
-    /// Whether a key must have at most one effect. Not where workers remember too few keys, and
-    /// not where a pipe pauses: what waited in it goes on as if it were new, when it may have run
-    /// elsewhere long since.
-    pub(crate) fn one_effect(&self) -> bool {
-        let pauses = |fault: &Fault| match fault {
-            Fault::Freeze { node, .. } => *node < self.broker(0),
-            _ => false,
-        };
-        self.workers.iter().all(|worker| worker.memory_keys > FEW_KEYS)
-            && !self.faults.iter().any(|(_, fault)| pauses(fault))
-    }
-
-    /// Whether nothing was done to brokers, pipes and connections: then the mesh was alive all the
-    /// time, and an EZ client is answered.
-    pub(crate) fn mesh_was_whole(&self) -> bool {
-        let first_worker = self.worker(0);
-        self.faults.iter().all(|(_, fault)| match fault {
-            Fault::Kill { node, .. } | Fault::Drain { node, .. } | Fault::Freeze { node, .. } => {
-                *node >= first_worker
-            }
-            Fault::Cut { .. } | Fault::Isolate { .. } | Fault::Storm { .. } => false,
-        })
+    pub(crate) fn client(&self, n: usize) -> NodeId {
+        NodeId(self.ez_worker(self.ez_workers.len()).0 + n as u16)
     }
 }
 

@@ -11,19 +11,26 @@ use zex_core::session::worker::{Action, Begin, Event, RunId, Session, Settings};
 use zex_core::session::{MemoryLimits, Path, STREAM_BUFFER_BYTES, stream_charge};
 use zex_spec::{Code, Key, Message, Options, Packet, PeerId, Status};
 
+use crate::Mechanism;
+use crate::clock::Clock;
 use crate::env::Env;
+use crate::ledger::{Rule, Subject};
 use crate::net::{ConnId, End, Letter, Sent};
 use crate::queue::NodeId;
 use crate::scenario::WorkerPlan;
 
 /// Bytes of small messages of a stream.
 const SMALL_BYTES: usize = 100;
+/// Bytes of the number at the end of a unary reply, which tells one effect from another.
+pub(crate) const NONCE_BYTES: usize = 8;
 
 /// A handler at work.
 #[derive(Debug)]
 struct Running {
     /// The call's real key.
     key: Key,
+    /// The number of this effect in the whole world.
+    nonce: u64,
     body: Bytes,
     due: Time,
     /// Messages of its stream that are still to come, and how many there were.
@@ -50,7 +57,7 @@ pub(crate) struct WorkerNode {
 
 impl WorkerNode {
     pub(crate) fn new(me: NodeId, plan: WorkerPlan) -> Self {
-        let session = new_session(Time(0), &plan, 1);
+        let session = new_session(Time(0), &plan, plan.capacity, 1);
         Self {
             me,
             plan,
@@ -67,7 +74,12 @@ impl WorkerNode {
     /// A new life: a new instance id, no memory.
     pub(crate) fn start(&mut self, env: &mut Env) {
         self.peer = PeerId(env.chance.sixteen());
-        self.session = new_session(env.now, &self.plan, self.paths.len() as u8);
+        let capacity = if env.without(Mechanism::Bounds) {
+            10 * self.plan.capacity
+        } else {
+            self.plan.capacity
+        };
+        self.session = new_session(env.local(), &self.plan, capacity, self.paths.len() as u8);
         self.runs.clear();
         self.due.clear();
         self.drained = false;
@@ -76,15 +88,16 @@ impl WorkerNode {
         self.tick(env);
     }
 
-    pub(crate) fn timeout(&self) -> Option<Time> {
+    pub(crate) fn timeout(&self, clock: Clock) -> Option<Time> {
         let handler = self.due.first().map(|(at, _)| *at);
-        [self.session.poll_timeout(), handler].into_iter().flatten().min()
+        let session = self.session.poll_timeout().map(|at| clock.when(at));
+        [session, handler].into_iter().flatten().min()
     }
 
     pub(crate) fn receive(&mut self, env: &mut Env, conn: ConnId, letter: Letter) {
         let Letter::Native(mut packet) = letter else { return };
         let Some(path) = self.paths.iter().position(|known| *known == conn) else { return };
-        if !env.switches.workers_remember_keys
+        if env.without(Mechanism::Memory)
             && let Message::Work(work) = &mut packet.message
         {
             let real = std::mem::replace(&mut work.key, Key(env.chance.sixteen()));
@@ -94,7 +107,7 @@ impl WorkerNode {
     }
 
     pub(crate) fn tick(&mut self, env: &mut Env) {
-        if self.session.poll_timeout().is_some_and(|at| at <= env.now) {
+        if self.session.poll_timeout().is_some_and(|at| at <= env.local()) {
             self.handle(env, Event::Tick);
         }
         while let Some((at, run)) = self.due.first().copied()
@@ -106,12 +119,12 @@ impl WorkerNode {
     }
 
     pub(crate) fn drain(&mut self, env: &mut Env) {
-        let until = env.now.plus_ms(env.chance.between(1_000, 5_000));
+        let until = env.local().plus_ms(env.chance.between(1_000, 5_000));
         self.handle(env, Event::Drain(until));
     }
 
     fn handle(&mut self, env: &mut Env, event: Event) {
-        self.session.handle(env.now, event);
+        self.session.handle(env.local(), event);
         while let Some(action) = self.session.poll_action() {
             match action {
                 Action::ToPipe(path, packet) => self.send(env, path, packet),
@@ -134,30 +147,41 @@ impl WorkerNode {
     fn send(&mut self, env: &mut Env, path: Path, packet: Packet) {
         let mut told = packet.clone();
         if let Message::Heartbeat(beat) = &mut told.message
-            && !env.switches.heartbeats_list_held
+            && env.without(Mechanism::Held)
         {
             beat.held.clear();
         }
         let Some(conn) = self.paths.get(usize::from(path.0)) else { return };
         if env.send_packet(*conn, End::Pipe, told) != Sent::Taken {
-            self.session.handle(env.now, Event::Refused(path, packet));
+            self.session.handle(env.local(), Event::Refused(path, packet));
         }
     }
 
     fn begin(&mut self, env: &mut Env, begin: Begin) {
         let key = self.disguised.get(&begin.key).copied().unwrap_or(begin.key);
         env.ledger.began(env.now, key, self.me);
+        let nonce = env.ledger.counts.effects;
         let hangs = env.chance.happens(self.plan.hang);
         let fails = env.chance.happens(self.plan.fail);
         let messages = begin.options.has(Options::STREAM).then(|| env.chance.between(0, 8));
         let due = env.now
             + std::time::Duration::from_micros(env.chance.exponential(self.plan.service_us));
         let left = messages.map(|messages| (messages, messages));
-        let running = Running { key, body: begin.body, due, left, queued: 0, fails };
+        let running = Running { key, nonce, body: begin.body, due, left, queued: 0, fails };
         if !hangs {
             self.due.insert((due, begin.run));
         }
         self.runs.insert(begin.run, running);
+        if self.runs.len() > self.plan.capacity as usize {
+            let text =
+                format!("a worker of capacity {} runs {}", self.plan.capacity, self.runs.len());
+            env.ledger.violation(env.now, Rule::Bounds, Subject::Worker(self.peer), text);
+        }
+    }
+
+    /// The keys of what it runs, as they were before a switch disguised them.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Key> {
+        self.runs.values().map(|running| running.key)
     }
 
     /// A handler's next step.
@@ -184,17 +208,16 @@ impl WorkerNode {
                 let text = format!("{} is not to the worker's liking", running.key);
                 Err(Status::new(Code::FailedPrecondition, text))
             }
-            None => Ok(running.body),
+            None => Ok([&running.body[..], &running.nonce.to_be_bytes()].concat().into()),
             Some((_, messages)) => Ok(stream_message(&running.body, messages, false)),
         };
         self.handle(env, Event::Finish(run, outcome));
     }
 }
 
-fn new_session(now: Time, plan: &WorkerPlan, paths: u8) -> Session {
+fn new_session(now: Time, plan: &WorkerPlan, capacity: u32, paths: u8) -> Session {
     let memory = MemoryLimits { keys: plan.memory_keys, ..MemoryLimits::default() };
-    let settings =
-        Settings { name: "w".to_owned(), capacity: plan.capacity, paths, memory, seed: 1 };
+    let settings = Settings { name: "w".to_owned(), capacity, paths, memory };
     Session::new(now, settings)
 }
 

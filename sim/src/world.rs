@@ -12,20 +12,22 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use zex_core::Time;
 use zex_core::mesh::{Event, Link, Settings};
 use zex_core::pipe::Side;
-use zex_spec::{BrokerId, PeerId};
+use zex_spec::{BrokerId, Key, PeerId};
 
-use crate::broker::BrokerNode;
+use crate::broker::{Bounds, BrokerNode};
 use crate::client::ClientNode;
+use crate::clock::Clock;
 use crate::env::Env;
 use crate::ez::{EzClientNode, EzWorkerNode};
 use crate::ledger::{Ledger, Rule, Subject};
 use crate::net::{ConnId, End, Identity, Letter, Net};
+use crate::picks::Picks;
 use crate::pipes::{PipeNode, StateNode};
 use crate::queue::{Next, NodeId, Queue};
-use crate::scenario::{START, Scenario};
+use crate::scenario::{Mood, START, Scenario};
 use crate::trace::Trace;
 use crate::worker::WorkerNode;
-use crate::{Report, Switches};
+use crate::{Mechanism, Report, Setup};
 
 /// Nobody's patience is longer, milliseconds: the world ends so long after the last call was made.
 const LAST_MS: u64 = 66_000;
@@ -33,8 +35,11 @@ const LAST_MS: u64 = 66_000;
 const LINGER_MS: u64 = 200;
 /// The longest that counts may take to settle, milliseconds: EZ's.
 const SETTLED_MS: u64 = 9_500;
-/// A run of so many steps is caught in a circle.
+/// A run of so many steps, and so many more for each virtual second, is caught in a circle.
 const MAX_STEPS: u64 = 3_000_000;
+const MAX_STEPS_A_SECOND: u64 = 5_000;
+/// What an EZ worker may have queued again beyond the bounds.
+const EZ_AGAIN: usize = 100;
 
 /// What a node is.
 pub(crate) enum Role {
@@ -47,6 +52,15 @@ pub(crate) enum Role {
     EzClient(EzClientNode),
 }
 
+/// A message that a process has not read yet.
+pub(crate) struct Unread {
+    pub(crate) conn: ConnId,
+    pub(crate) to: End,
+    /// Who sent it, as a pipe knows it: by the time it is read another may be at the connection.
+    pub(crate) identity: Identity,
+    pub(crate) letter: Letter,
+}
+
 /// A process.
 pub(crate) struct Node {
     pub(crate) role: Role,
@@ -54,8 +68,13 @@ pub(crate) struct Node {
     pub(crate) frozen: bool,
     /// When it goes on, if it is frozen.
     pub(crate) thaw: Time,
-    /// What arrived while it was frozen.
-    pub(crate) inbox: VecDeque<(ConnId, End, Letter)>,
+    /// What arrived while it was frozen, or busy with what came before.
+    pub(crate) inbox: VecDeque<Unread>,
+    /// How long it takes for each message; 0: no time at all.
+    pub(crate) each_ms: u64,
+    pub(crate) busy_until: Time,
+    /// Its next read is planned.
+    pub(crate) reading: bool,
     wake: Option<Time>,
     /// It has drained and will exit.
     pub(crate) leaving: bool,
@@ -69,24 +88,31 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     pub(crate) env: Env,
     pub(crate) last_fault: Time,
+    /// Until then connections are cut.
+    pub(crate) cut_until: Time,
     pub(crate) check_planned: bool,
     /// When a message about this worker's tasks was last under way.
     pub(crate) touched: BTreeMap<PeerId, Time>,
     /// EZ assignments whose work or answer was lost.
     pub(crate) ez_lost: BTreeSet<(BrokerId, u64)>,
+    /// What workers held that have died.
+    pub(crate) mourned: BTreeMap<NodeId, Vec<Key>>,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, switches: Switches, trace: Option<Trace>) -> Self {
-        let (scenario, chance) = Scenario::draw(seed);
+    pub(crate) fn new(seed: u64, setup: Setup, trace: Option<Trace>) -> Self {
+        let (scenario, chance) = Scenario::draw(seed, setup.length_ms);
         let env = Env {
             now: START,
+            clocks: Vec::new(),
+            at: NodeId(0),
             chance,
             queue: Queue::default(),
             net: Net::new(scenario.weather.clone()),
-            ledger: Ledger::new(scenario.one_effect()),
+            ledger: Ledger::new(&scenario),
+            picks: Picks::new(scenario.mood == Mood::Calm, &scenario.weather),
             trace,
-            switches,
+            without: setup.without,
             peer_gone: scenario.peer_gone,
             encode: scenario.encode,
             astray: Vec::new(),
@@ -97,9 +123,11 @@ impl World {
             nodes: Vec::new(),
             env,
             last_fault: START,
+            cut_until: START,
             check_planned: false,
             touched: BTreeMap::new(),
             ez_lost: BTreeSet::new(),
+            mourned: BTreeMap::new(),
         };
         world.build(seed);
         world
@@ -108,10 +136,11 @@ impl World {
     /// Runs to the end.
     pub(crate) fn run(mut self) -> (Report, Option<Trace>) {
         self.begin();
-        let end = self.scenario.calls_until.plus_ms(LAST_MS);
+        let end = self.scenario.loads.end().plus_ms(LAST_MS);
+        let most = MAX_STEPS + end.since(START).as_secs() * MAX_STEPS_A_SECOND;
         let mut steps = 0;
         while let Some((at, next)) = self.env.queue.take() {
-            if at > end || steps >= MAX_STEPS || self.is_over(next) {
+            if at > end || steps >= most || self.is_over(next) {
                 break;
             }
             steps += 1;
@@ -134,17 +163,19 @@ impl World {
         for n in 0..scenario.worker_pipes {
             self.add(format!("wp{n}"), |name, _| Role::Pipe(PipeNode::new(name, Side::Worker)));
         }
-        self.add("state".to_owned(), |_, _| Role::State(StateNode::default()));
+        for n in 0..scenario.state_pipes {
+            self.add(format!("sp{n}"), |_, _| Role::State(StateNode::default()));
+        }
         for n in 0..scenario.brokers {
-            let settings = self.settings(seed);
-            let node = |name, _| Role::Broker(Box::new(BrokerNode::new(name, settings)));
+            let (settings, bounds) = self.settings(seed);
+            let node = |name, _| Role::Broker(Box::new(BrokerNode::new(name, settings, bounds)));
             let id = self.add(format!("b{n}"), node);
             self.connect_broker(id);
         }
         for (n, plan) in scenario.workers.iter().enumerate() {
             let node = |_, id| Role::Worker(Box::new(WorkerNode::new(id, plan.clone())));
             let id = self.add(format!("w{n}"), node);
-            let pipes = (0..scenario.worker_pipes).map(|n| scenario.worker_pipe(n));
+            let pipes = self.paths(scenario.worker_pipes).map(|n| scenario.worker_pipe(n));
             let paths = self.connect_each(id, pipes, &Identity::Native(PeerId::default()));
             if let Role::Worker(worker) = &mut self.node(id).role {
                 worker.paths = paths;
@@ -159,10 +190,11 @@ impl World {
             self.add(format!("ezw{n}"), node);
         }
         for (n, plan) in scenario.clients.iter().enumerate() {
-            let (mood, services) = (scenario.mood, scenario.services);
-            let client = ClientNode::new(plan.clone(), mood, services, scenario.calls_until);
+            let world = (scenario.mood, scenario.services);
+            let me = NodeId(self.nodes.len() as u16);
+            let client = ClientNode::new(me, plan.clone(), world, scenario.loads.clone());
             let id = self.add(format!("c{n}"), |_, _| Role::Client(Box::new(client)));
-            let pipes = (0..scenario.in_pipes).map(|n| scenario.in_pipe(n));
+            let pipes = self.paths(scenario.in_pipes).map(|n| scenario.in_pipe(n));
             let paths = self.connect_each(id, pipes, &Identity::Native(PeerId::default()));
             if let Role::Client(client) = &mut self.node(id).role {
                 client.paths = paths;
@@ -172,33 +204,61 @@ impl World {
             let id = NodeId(self.nodes.len() as u16);
             let conn = self.connect_ez(id, scenario.in_pipe(n % scenario.in_pipes));
             let services = (scenario.services, scenario.ez_services);
-            let rest = (scenario.calls_until, strict);
+            let rest = (scenario.loads.clone(), strict);
             let client = EzClientNode::new(plan.clone(), conn, services, rest);
             self.add(format!("ezc{n}"), |_, _| Role::EzClient(client));
         }
     }
 
-    fn settings(&mut self, seed: u64) -> Settings {
-        Settings {
-            in_links: self.scenario.in_pipes as u8,
-            worker_links: self.scenario.worker_pipes as u8,
-            queue_calls: self.scenario.queue_calls,
-            memory_bytes: self.scenario.memory_bytes,
+    /// The pipes that a client or worker uses.
+    fn paths(&self, pipes: usize) -> std::ops::Range<usize> {
+        0..if self.env.without(Mechanism::Paths) { 1 } else { pipes }
+    }
+
+    /// A broker's settings, and what its tables may hold by them.
+    fn settings(&self, seed: u64) -> (Settings, Bounds) {
+        let s = &self.scenario;
+        let mut settings = Settings {
+            in_links: s.in_pipes as u8,
+            worker_links: s.worker_pipes as u8,
+            queue_calls: s.queue_calls,
+            max_calls: s.max_calls,
+            max_call_bytes: s.max_call_bytes,
+            memory_bytes: s.memory_bytes,
             seed,
-            expire_requests: self.env.switches.expire_requests,
+            expire_requests: !self.env.without(Mechanism::Expiry),
             ..Settings::default()
+        };
+        // What a worker had may come back to a queue that is full: so many, and no more.
+        let again: usize = s.workers.iter().map(|worker| worker.capacity as usize).sum();
+        // Services of both dialects, and the one that nobody serves.
+        let queues = s.services + s.ez_services + 1;
+        let bounds = Bounds {
+            calls: s.max_calls,
+            bytes: s.max_call_bytes,
+            queued: queues * s.queue_calls + again + EZ_AGAIN,
+        };
+        if self.env.without(Mechanism::Bounds) {
+            let Settings { queue_calls, max_calls, max_call_bytes, .. } = Settings::default();
+            settings = Settings { queue_calls, max_calls, max_call_bytes, ..settings };
         }
+        (settings, bounds)
     }
 
     fn add(&mut self, name: String, role: impl FnOnce(String, NodeId) -> Role) -> NodeId {
         let id = NodeId(self.nodes.len() as u16);
         self.env.names.push(name.clone());
+        let clock = Clock::draw(&mut self.env.chance, self.scenario.drifts);
+        self.env.clocks.push(clock);
         self.nodes.push(Node {
             role: role(name, id),
             alive: false,
             frozen: false,
             thaw: START,
             inbox: VecDeque::new(),
+            each_ms: 0,
+            busy_until: START,
+            reading: false,
             wake: None,
             leaving: false,
             back_ms: None,
@@ -226,12 +286,12 @@ impl World {
         let none = Identity::Native(PeerId::default());
         let ins = self.connect_each(id, (0..s.in_pipes).map(|n| s.in_pipe(n)), &none);
         let works = self.connect_each(id, (0..s.worker_pipes).map(|n| s.worker_pipe(n)), &none);
-        let state = self.connect_each(id, std::iter::once(s.state_pipe()), &none);
+        let state = self.connect_each(id, (0..s.state_pipes).map(|n| s.state_pipe(n)), &none);
         if let Role::Broker(broker) = &mut self.node(id).role {
             let ins = ins.into_iter().enumerate().map(|(n, conn)| (Link::In(n as u8), conn));
             let works = works.into_iter().enumerate().map(|(n, c)| (Link::Worker(n as u8), c));
             broker.links = ins.chain(works).collect();
-            broker.state = state.first().copied();
+            broker.state = state;
         }
     }
 
@@ -261,6 +321,9 @@ impl World {
             Next::Wake(id) => self.wake(id),
             Next::Fault(number) => self.fault(number),
             Next::Thaw(id) => self.thaw(id),
+            Next::Read(id) => self.read(id),
+            Next::Quick(id) => self.quick(id),
+            Next::Settled(id) => self.settled(id),
             Next::Exit(id) => self.exit(id, false),
             Next::Start(id) => self.start(id),
             Next::Check => self.check(),
@@ -283,25 +346,37 @@ impl World {
         if wire.life != life {
             return;
         }
+        let shut_until = wire.lane(to).shut_until;
+        if shut_until > self.env.now {
+            // It is sent again until it gets through.
+            let next = Next::Arrive { conn, to, life };
+            return self.env.queue.plan(shut_until, next);
+        }
         let Some(letter) = wire.lane_mut(to).under_way.pop_front() else { return };
         let id = if to == End::Pipe { wire.pipe } else { wire.dialer };
+        let identity = wire.identity.clone();
         let node = &mut self.nodes[usize::from(id.0)];
-        if node.frozen {
+        if node.frozen || node.busy_until > self.env.now || !node.inbox.is_empty() {
             wire.lane_mut(to).unread += 1;
-            node.inbox.push_back((conn, to, letter));
+            node.inbox.push_back(Unread { conn, to, identity, letter });
+            if !node.frozen {
+                self.read_on(id);
+            }
             return;
         }
-        self.deliver(id, conn, letter);
+        node.busy_until = self.env.now.plus_ms(node.each_ms);
+        self.deliver(id, conn, identity, letter);
         self.after(id);
     }
 
-    pub(crate) fn deliver(&mut self, id: NodeId, conn: ConnId, letter: Letter) {
+    pub(crate) fn deliver(&mut self, id: NodeId, conn: ConnId, identity: Identity, letter: Letter) {
         self.touch(conn, &letter);
         let Self { nodes, env, .. } = self;
+        env.at = id;
         let node = &mut nodes[usize::from(id.0)];
         match &mut node.role {
             Role::Pipe(pipe) => {
-                pipe.receive(env, conn, letter);
+                pipe.receive(env, conn, identity, letter);
                 // Who wakes up first reads all that waits.
                 if !node.frozen {
                     pipe.tick(env);
@@ -330,11 +405,12 @@ impl World {
 
     pub(crate) fn tick(&mut self, id: NodeId) {
         let Self { nodes, env, .. } = self;
+        env.at = id;
         match &mut nodes[usize::from(id.0)].role {
             Role::Pipe(pipe) => pipe.tick(env),
             Role::State(_) => {}
             Role::Broker(broker) => {
-                if broker.timeout().is_some_and(|at| at <= env.now) {
+                if broker.mesh.poll_timeout().is_some_and(|at| at <= env.local()) {
                     broker.handle(env, Event::Tick);
                 }
             }
@@ -347,14 +423,14 @@ impl World {
 
     /// After a node has made a step: when it wants to be called, and whether it has left.
     pub(crate) fn after(&mut self, id: NodeId) {
-        let now = self.env.now;
+        let (now, clock) = (self.env.now, self.env.clocks[usize::from(id.0)]);
         let node = &mut self.nodes[usize::from(id.0)];
         let (timeout, left) = match &node.role {
-            Role::Pipe(pipe) => (pipe.timeout(), false),
+            Role::Pipe(pipe) => (pipe.timeout(clock), false),
             Role::State(_) => (None, false),
-            Role::Broker(broker) => (broker.timeout(), broker.drained),
-            Role::Worker(worker) => (worker.timeout(), worker.drained),
-            Role::Client(client) => (client.timeout(), false),
+            Role::Broker(broker) => (broker.timeout(clock), broker.drained),
+            Role::Worker(worker) => (worker.timeout(clock), worker.drained),
+            Role::Client(client) => (client.timeout(clock, self.env.without), false),
             Role::EzWorker(worker) => (worker.timeout(), false),
             Role::EzClient(client) => (client.timeout(), false),
         };
@@ -390,7 +466,7 @@ impl World {
 
     /// Whether nothing is left to be done, asked at each comparison after the last call.
     fn is_over(&self, next: Next) -> bool {
-        let settled = self.env.now > self.scenario.calls_until.plus_ms(1_000)
+        let settled = self.env.now > self.scenario.loads.end().plus_ms(1_000)
             && self.env.now > self.last_fault.plus_ms(SETTLED_MS);
         next == Next::Check && settled && self.leftovers().is_empty()
     }
@@ -432,6 +508,8 @@ impl World {
         let counts = &mut self.env.ledger.counts;
         counts.drift += drift;
         counts.steps = steps;
+        counts.picks = self.env.picks.compared;
+        counts.virtual_s = now.since(START).as_secs();
         counts.lost = self.env.net.lost;
     }
 }
