@@ -217,7 +217,7 @@ impl WorkerNode {
 
 fn new_session(now: Time, plan: &WorkerPlan, capacity: u32, paths: u8) -> Session {
     let memory = MemoryLimits { keys: plan.memory_keys, ..MemoryLimits::default() };
-    let settings = Settings { name: "w".to_owned(), capacity, paths, memory };
+    let settings = Settings { name: "w".to_owned(), capacity, paths, memory, seed: 1 };
     Session::new(now, settings)
 }
 
