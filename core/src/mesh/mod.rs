@@ -128,6 +128,9 @@ const SWEEP_MS: u64 = 100;
 const FIRST_ROUND_MS: u64 = BEAT_INTERVAL_MS + 200;
 /// Other brokers have this long to send their snapshots before we start without.
 const SNAPSHOT_PATIENCE_MS: u64 = 3_000;
+/// A broker that drains stays so long, milliseconds, even if it holds nothing: what pipes have sent
+/// before they heard of it is on its way, and an old client asks only once.
+const LEAVE_MS: u64 = 200;
 /// How long services without workers are remembered: a resend may ask what was lost with them.
 const SERVICE_KEEP_MS: u64 = 120_000;
 
@@ -186,6 +189,8 @@ pub struct Mesh {
     /// Until then calls that arrive may have waited in a socket while another broker had our place.
     backlog_until: Time,
     draining: bool,
+    /// When it may leave at the earliest, if it drains.
+    leave_from: Time,
     drained: bool,
     registry: Registry,
     calls: Calls,
@@ -227,6 +232,7 @@ impl Mesh {
             handled: now,
             backlog_until: now,
             draining: false,
+            leave_from: now,
             drained: false,
             registry: Registry::new(settings.seed),
             calls: Calls::new(),
@@ -265,6 +271,9 @@ impl Mesh {
             Event::FromState(packet) => self.on_state(now, packet),
             Event::Refused(link, packet) => self.on_refused(now, link, packet),
             Event::Drain => {
+                if !self.draining {
+                    self.leave_from = now.plus_ms(LEAVE_MS);
+                }
                 self.draining = true;
                 self.beat(false);
             }
@@ -276,7 +285,9 @@ impl Mesh {
             }
         }
         self.pump(now);
-        if self.draining && !self.drained && self.calls.len() == 0 {
+        // The sweep sees to it that this is looked at when the time has come.
+        let may_leave = self.draining && now >= self.leave_from;
+        if may_leave && !self.drained && self.calls.len() == 0 {
             self.drained = true;
             self.beat(true);
             self.actions.push_back(Action::Drained);

@@ -1,11 +1,12 @@
 //! Workers come, beat, change, leave and die.
 //!
 //! ```text
-//!            Register / EZ beat            no path left (bounce, PeerGone)
+//!            Register / EZ beat            no path left (bounce, pipe restarted)
 //!   unknown ───────────────────▶ live ─────────────────────────────────────▶ lapsed
 //!      ▲                          │ ▲                 heard again              │ │
-//!      │    Goodbye, 3 beats      │ └──────────────────────────────────────────┘ │
-//!      └──────────────────────────┴──────────────── 3 beats missed ◀─────────────┘
+//!      │ Goodbye, last PeerGone,  │ └──────────────────────────────────────────┘ │
+//!      │ 3 beats missed           │                                              │
+//!      └──────────────────────────┴────────── PeerGone, 3 beats missed ◀─────────┘
 //! ```
 //!
 //! A lapsed worker is not picked, but what it holds is not given up yet: its pipe may only have
@@ -210,8 +211,15 @@ impl Mesh {
         let native = gone.peer.as_ref().try_into().map(PeerId).ok();
         let ez = PeerId::of_ez(edge.pipe, &gone.peer);
         for id in native.into_iter().chain([ez]) {
-            if let Some(slot) = self.registry.worker(&id) {
-                self.path_lost(now, slot, edge.pipe);
+            let Some(slot) = self.registry.worker(&id) else { continue };
+            self.path_lost(now, slot, edge.pipe);
+            let Some(worker) = self.registry.workers.get(slot) else { continue };
+            // A pipe has seen its end, and no other one has heard it lately. If it lives all the same
+            // it registers again. Who leaves serves nothing any more: its last answers may still
+            // come by another pipe.
+            if worker.paths.is_empty() && !worker.services.is_empty() {
+                let why = "the worker's connection ended while it had the call";
+                self.worker_dead(now, slot, why);
             }
         }
     }

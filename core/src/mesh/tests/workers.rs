@@ -21,6 +21,27 @@ fn a_dead_workers_calls_are_unavailable_or_run_again_if_idempotent() {
 }
 
 #[test]
+fn a_worker_whose_end_its_last_pipe_has_seen_is_dead_at_once() {
+    let other_pipe = Incarnation::new("worker-pipe-2", 1);
+    let mut stage = Stage::new(Settings { worker_links: 2, ..Settings::default() });
+    stage.register(id(1), 10);
+    let beat = || Heartbeat { version: 1, held: Vec::new() };
+    stage.from(Link::Worker(1), other_pipe, id(1), beat());
+    stage.client(id(9), call(1), b"");
+    stage.client(id(9), Call { options: Options::IDEMPOTENT, ..call(2) }, b"");
+    stage.register(id(2), 10);
+    assert_eq!(stage.works().len(), 2);
+    let gone = || PeerGone { peer: Bytes::copy_from_slice(&id(1).0) };
+    stage.from(Link::Worker(1), other_pipe, id(0), gone());
+    assert_eq!((stage.works().len(), stage.replies().len()), (0, 0), "one way is left");
+    stage.worker(id(0), gone(), b"");
+    assert_eq!(stage.replies(), [(id(9), Code::Unavailable, Bytes::new())]);
+    let works = stage.works();
+    assert_eq!((works.len(), works[0].0), (1, id(2)));
+    assert!(works[0].1.options.has(Options::AGAIN));
+}
+
+#[test]
 fn busy_and_bounced_work_goes_elsewhere() {
     let mut stage = Stage::new(Settings::default());
     stage.register(id(1), 10);
