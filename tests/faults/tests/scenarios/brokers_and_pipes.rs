@@ -43,8 +43,8 @@ impl Day {
     }
 }
 
-#[test]
-fn no_call_is_lost_with_a_broker_or_a_pipe() {
+/// A load over all of these faults, and the judgement.
+fn day(faults: impl FnOnce(&mut Day)) {
     let _alone = alone();
     let stage = Stage::start(Plan::default());
     let calls = Calls { rate: scaled(500, 2_000), ..Calls::default() };
@@ -54,26 +54,7 @@ fn no_call_is_lost_with_a_broker_or_a_pipe() {
     sleep(BEFORE);
     let quiet = (begun + BEFORE / 2, Instant::now());
     let mut day = Day { stage, faults: Vec::new(), spared: Vec::new() };
-
-    let some = |names: Vec<String>| names.into_iter().take(scaled(1, 9)).collect::<Vec<_>>();
-    for name in some(day.stage.names("broker-")) {
-        day.fault("killed", &name, |stage| stage.kill(&name));
-        day.fault("started", &name, |stage| stage.start_again(&name));
-    }
-    day.fault("froze", "broker-2", |stage| {
-        stage.freeze("broker-2");
-        sleep(scaled(Duration::from_secs(4), Duration::from_secs(10)));
-        stage.thaw("broker-2");
-    });
-    for kind in ["in-", "worker-pipe-", "state-"] {
-        for name in some(day.stage.names(kind)) {
-            day.fault("killed and started", &name, |stage| {
-                stage.kill(&name);
-                sleep(PIPE_AWAY);
-                stage.start_again(&name);
-            });
-        }
-    }
+    faults(&mut day);
     let (entries, _) = load.finish();
     let old: Vec<_> = old.into_iter().map(OldLoad::stop).collect();
     checks::no_phantoms(&day.stage);
@@ -89,4 +70,47 @@ fn no_call_is_lost_with_a_broker_or_a_pipe() {
         checks::old_rights(&old, &effects, &day.spared);
     }
     println!("{} calls, {} faults", entries.len(), day.faults.len());
+}
+
+/// One of them in a short run, all in a full one.
+fn some(names: Vec<String>) -> impl Iterator<Item = String> {
+    names.into_iter().take(scaled(1, usize::MAX))
+}
+
+#[test]
+fn no_call_is_lost_with_a_broker_that_is_killed() {
+    day(|day| {
+        for name in some(day.stage.names("broker-")) {
+            day.fault("killed", &name, |stage| stage.kill(&name));
+            day.fault("started", &name, |stage| stage.start_again(&name));
+        }
+    });
+}
+
+#[test]
+fn no_call_is_lost_with_a_broker_that_is_frozen() {
+    day(|day| {
+        for name in some(day.stage.names("broker-")) {
+            day.fault("froze", &name, |stage| {
+                stage.freeze(&name);
+                sleep(scaled(Duration::from_secs(4), Duration::from_secs(10)));
+                stage.thaw(&name);
+            });
+        }
+    });
+}
+
+#[test]
+fn no_call_is_lost_with_a_pipe_that_is_restarted() {
+    day(|day| {
+        for kind in ["in-", "worker-pipe-", "state-"] {
+            for name in some(day.stage.names(kind)) {
+                day.fault("killed and started", &name, |stage| {
+                    stage.kill(&name);
+                    sleep(PIPE_AWAY);
+                    stage.start_again(&name);
+                });
+            }
+        }
+    });
 }

@@ -26,7 +26,7 @@ fn no_call_fails_when_every_process_is_restarted() {
     let mut stage = Stage::start(Plan::default());
     let calls = Calls { rate: scaled(400, 2_000), ..Calls::default() };
     let load = Load::start(stage.runtime().handle(), &stage.in_pipes(), calls);
-    let old = OldLoad::start(&stage.in_pipes()[0], 25);
+    let old = OldLoad::start(&stage.in_pipes()[0], 100);
     let begun = Instant::now();
     sleep(BEFORE);
     let mut spared = Vec::new();
@@ -38,7 +38,10 @@ fn no_call_fails_when_every_process_is_restarted() {
         println!("{:>8.3?} {name}: stopped in {stopped:?}", at - begun);
         stage.until_whole(WHOLE);
         sleep(BETWEEN);
-        spared.push((at - UNDERWAY, at + BACK.max(at.elapsed())));
+        // Nothing of an old peer is lost with a broker, or with a worker of another dialect.
+        if !name.starts_with("broker-") && !native(&name) {
+            spared.push((at - UNDERWAY, at + BACK.max(at.elapsed())));
+        }
         stage.check_alive();
     }
     let (entries, _) = load.finish();
@@ -48,5 +51,9 @@ fn no_call_fails_when_every_process_is_restarted() {
     let effects = effects::read(&stage.effects());
     checks::one_effect_each(&entries, &effects);
     checks::old_rights(&old, &effects, &spared);
-    println!("{} calls over {} restarts", entries.len(), spared.len());
+    println!("{} calls over {} restarts", entries.len(), stage.names("").len());
+}
+
+fn native(name: &str) -> bool {
+    name.starts_with("worker-") && !name.starts_with("worker-pipe")
 }

@@ -18,9 +18,11 @@ const HELD: usize = 24;
 const HELD_FOR: Duration = Duration::from_secs(9);
 /// What a worker takes at once, so what a dead one can have held.
 const CAPACITY: usize = 100;
-/// A death is acted on so soon: three missed beats, and the round in which they are looked for; a
-/// busy machine may take a little more.
-const ACTED_ON: Duration = Duration::from_millis(2_200);
+/// A death is acted on so soon, ms: every pipe sees the connection end. In a short run the machine
+/// has others to serve; it is far less than three missed beats all the same.
+const ACTED_ON_MS: [u64; 2] = [500, 50];
+/// Calls that were made before the load was paused end by then.
+const ENDED: Duration = Duration::from_millis(1_000);
 /// Old requests that were sent so shortly before a fault may have been at who died.
 const UNDERWAY: Duration = Duration::from_millis(500);
 
@@ -41,7 +43,7 @@ fn a_killed_worker_takes_with_it_only_what_it_held() {
     let killed = Instant::now();
     stage.kill("old-1");
     std::thread::sleep(AFTER);
-    load.pause(ACTED_ON);
+    load.pause(ENDED);
     checks::counts_are_exact(&stage, killed, || load.waiting());
 
     let (entries, held) = load.finish();
@@ -86,5 +88,6 @@ fn judge(all: &[Entry], effects: &checks::Effects, killed: Instant) {
     );
     assert!(failed > 0 && again > 0, "the worker held nothing when it was killed");
     assert!(failed + again <= CAPACITY, "more than it can have held");
-    assert!(last <= ACTED_ON, "{last:?}");
+    let [short, full] = ACTED_ON_MS.map(Duration::from_millis);
+    assert!(last <= scaled(short, full), "{last:?}");
 }
