@@ -25,6 +25,9 @@ use crate::pipelines::Pipelines;
 
 /// How long to look for a run whose events do not come: a scheduler takes seconds to start again.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A stream that finds nobody ends within seconds. One that lasted so long was well until it broke,
+/// however little there was to tell.
+const LASTED: Duration = Duration::from_secs(10);
 /// Pause before watching again.
 const WATCH_AGAIN: Duration = Duration::from_millis(300);
 /// A line of progress for each step at most so often.
@@ -87,12 +90,12 @@ pub(crate) async fn follow(
 ) -> anyhow::Result<RunState> {
     view.learn(each_of(pipelines, run_id).await);
     let mut offset = after_offset;
-    let mut heard = Instant::now();
+    let mut broke = Instant::now();
     loop {
-        let before = offset;
+        let (before, began) = (offset, Instant::now());
         let ended = watch(pipelines, run_id, &mut offset, view).await?;
-        if offset > before {
-            heard = Instant::now();
+        if offset > before || began.elapsed() >= LASTED {
+            broke = Instant::now();
         }
         match ended {
             Ended::Run(state) => {
@@ -102,7 +105,7 @@ pub(crate) async fn follow(
             Ended::Stream(Some(status)) if !is_passing(&status) => {
                 return Err(pipelines.explain(status).await);
             }
-            Ended::Stream(status) if heard.elapsed() >= PATIENCE => {
+            Ended::Stream(status) if broke.elapsed() >= PATIENCE => {
                 let why = status.map_or_else(String::new, |status| format!(" ({status})"));
                 bail!(
                     "no news of run {run_id} for {} s{why}; see it again with `zex pipeline watch {run_id}`",
@@ -142,6 +145,7 @@ async fn watch(
         Ok(events) => events,
         Err(status) => return Ok(Ended::Stream(Some(status))),
     };
+    let before = *offset;
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => RunEvent::decode(event)?,
@@ -154,6 +158,15 @@ async fn watch(
         {
             return Ok(Ended::Run(changed.state()));
         }
+    }
+    if *offset == before {
+        // Nothing was left to tell. If it has ended the caller knew its last event already.
+        let request = ShowRunRequest { run_id: run_id.to_owned(), ..Default::default() };
+        return Ok(match pipelines.show(&request).await {
+            Ok(shown) if has_ended(shown.state()) => Ended::Run(shown.state()),
+            Ok(_) => Ended::Stream(None),
+            Err(status) => Ended::Stream(Some(status)),
+        });
     }
     Ok(Ended::Stream(None))
 }

@@ -63,7 +63,7 @@ fn main() -> ExitCode {
 /// clap prints them.
 fn parse() -> anyhow::Result<Cli> {
     let command = Cli::command();
-    let file = layers::config_file(std::env::args(), std::env::var("ZEX_CONFIG").ok());
+    let file = layers::config_file(std::env::args_os(), std::env::var_os("ZEX_CONFIG"));
     let given = Given::read(&command, file.as_deref(), |name| std::env::var(name).ok())?;
     let command = given.under(command);
     let parsed = command.clone().try_get_matches();

@@ -22,6 +22,8 @@ use crate::stop::DRAIN;
 
 /// How long the brokers may take to answer. A broker is ready after a second when it is alone.
 const READY: Duration = Duration::from_secs(20);
+/// However long others took to stop: brokers that hold nothing say goodbye in it.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often they are asked.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -197,8 +199,14 @@ impl Mesh {
 
     /// Lets the brokers finish what they hold, then stops the pipes. In bounded time.
     pub(crate) async fn drain(self) -> anyhow::Result<()> {
-        if !tokio::task::spawn_blocking(move || self.local.drain(DRAIN)).await? {
-            tracing::warn!("a broker was not drained after {} s and was stopped", DRAIN.as_secs());
+        self.drain_until(Instant::now() + DRAIN).await
+    }
+
+    /// The same, where others have had their part of the time already.
+    pub(crate) async fn drain_until(self, until: Instant) -> anyhow::Result<()> {
+        let left = until.saturating_duration_since(Instant::now()).max(LAST_WORDS);
+        if !tokio::task::spawn_blocking(move || self.local.drain(left)).await? {
+            tracing::warn!("a broker was not drained in time and was stopped");
         }
         Ok(())
     }

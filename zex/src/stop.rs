@@ -7,8 +7,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long a role may take to drain: docker-compose kills after 15 s, and a person waits.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
+/// How often a role is asked whether it still runs.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// What shells give for a process that SIGINT ended.
 const INTERRUPTED: i32 = 130;
+
+/// Returns only if a role ends by itself.
+pub(crate) async fn ended(is_running: impl Fn() -> bool) {
+    while is_running() {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
 
 /// The signals that ask to stop, caught from its making on.
 pub(crate) struct Stop {

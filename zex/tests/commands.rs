@@ -200,6 +200,27 @@ fn one_role_a_process_makes_the_same_mesh() {
 }
 
 #[test]
+fn arguments_that_are_no_text_are_an_error_or_a_path() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let bytes = OsStr::from_bytes(b"\xff");
+    let zex = |args: &[&OsStr]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_zex"));
+        command.args(args);
+        Program::start("zex", command)
+    };
+    let mut wrong = zex(&["brokers".as_ref(), bytes]);
+    assert_eq!(wrong.ended(PATIENCE).code(), Some(2), "{}", wrong.log());
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join(bytes);
+    let args = ["up", "--json", "--port-base", "0", "--data"].map(OsStr::new);
+    let mut up = zex(&[&args[..], &[data.as_os_str()]].concat());
+    assert_eq!(up.json()["ready"], "up");
+    assert!(data.join("scheduler.db").is_file());
+    assert_eq!(up.stop(STOP).code(), Some(0), "{}", up.log());
+}
+
+#[test]
 fn a_second_scheduler_on_a_store_exits_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().to_str().unwrap();

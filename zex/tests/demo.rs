@@ -73,6 +73,12 @@ fn a_kept_demo_stays_until_it_is_asked_to_stop() {
     let (again, summary) = play(&["--users", "100", "--data", data]);
     assert_ne!(again["run_id"], begun["run_id"]);
     assert_eq!((&again["resumed"], &summary["calls"]), (&false.into(), &100.into()));
+    // Over fewer users it could not come out right, and says so before it begins.
+    let mut fewer = Program::zex(&["demo", "--users", "50", "--data", data]);
+    assert_eq!(fewer.ended(DEMO).code(), Some(1));
+    let said = fewer.log();
+    assert!(said.contains("has 100 users of earlier demos, more than --users 50"), "{said}");
+    assert!(!fewer.rest().iter().any(|line| line.starts_with("run ")));
 }
 
 /// Lines of the ledger: calls of `Groups.Add`.

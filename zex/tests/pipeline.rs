@@ -104,6 +104,13 @@ fn a_run_is_followed_listed_and_shown() {
     assert_eq!(events.last().unwrap()["run"]["state"], "RUN_STATE_SUCCEEDED");
     assert!(events.windows(2).all(|pair| pair[0]["offset"].as_u64() <= pair[1]["offset"].as_u64()));
 
+    // From its last event on there is nothing left to tell: only how it ended.
+    let last = events.last().unwrap()["offset"].to_string();
+    for after in [&last, "1000000"] {
+        let said = example.zex(&["watch", run_id, "--after", after, "--json"]);
+        assert_eq!((said.code, said.out.as_str()), (0, ""), "{}", said.err);
+    }
+
     let none = example.zex(&["show", "nobody"]);
     assert_eq!(none.code, 1);
     assert!(none.err.contains("nobody"), "{}", none.err);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 use zex_adapter::{Adapter, Target};
@@ -10,7 +11,7 @@ use zex_worker::Worker;
 use crate::output;
 use crate::settings::mesh::WorkerPipes;
 use crate::settings::name::Name;
-use crate::stop::{DRAIN, Stop};
+use crate::stop::{DRAIN, Stop, ended};
 
 /// Bring a gRPC service into the mesh: reads its reflection, follows its health, calls it
 ///
@@ -49,7 +50,12 @@ pub(crate) async fn run(args: AdapterArgs) -> anyhow::Result<()> {
             "adapter {name} follows {url}; `zex services` shows what it serves"
         ))?;
     }
-    stop.asked().await;
+    tokio::select! {
+        () = stop.asked() => {}
+        () = ended(|| adapter.worker().is_running()) => {
+            bail!("the adapter has ended by itself; its log says why")
+        }
+    }
     // The adapter itself ends what is not done by then; a little more lets that be said.
     let drained = tokio::time::timeout(DRAIN + Duration::from_secs(1), adapter.drain(DRAIN)).await;
     if drained.is_err() {

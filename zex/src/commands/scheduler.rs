@@ -1,5 +1,6 @@
 //! `zex scheduler`: the scheduler of a mesh.
 
+use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 use zex_client::{Client, ClientOptions};
@@ -8,7 +9,7 @@ use zex_scheduler::SchedulerSettings;
 use crate::settings::data::Data;
 use crate::settings::mesh::{InPipes, WorkerPipes};
 use crate::settings::name::Name;
-use crate::stop::{DRAIN, Stop};
+use crate::stop::{DRAIN, Stop, ended};
 use crate::{output, scheduler};
 
 /// Run the scheduler: it keeps pipelines on disk and runs them
@@ -50,11 +51,17 @@ pub(crate) async fn run(args: SchedulerArgs) -> anyhow::Result<()> {
     };
     let mut said = std::pin::pin!(say);
     let mut stopped = std::pin::pin!(stop.asked());
-    tokio::select! {
-        () = &mut stopped => {}
-        said = &mut said => {
-            said?;
-            stopped.await;
+    let mut is_said = false;
+    loop {
+        tokio::select! {
+            () = &mut stopped => break,
+            () = ended(|| scheduler.is_running()) => {
+                bail!("the scheduler has ended by itself; its log says why")
+            }
+            said = &mut said, if !is_said => {
+                said?;
+                is_said = true;
+            }
         }
     }
     scheduler.stop(DRAIN).await;

@@ -1,13 +1,15 @@
 //! `zex up`: the whole mesh in one process.
 
 use std::path::Path;
+use std::time::Instant;
 
+use anyhow::bail;
 use clap::Args;
 use serde_json::{Map, Value};
 
 use crate::mesh::{Mesh, MeshArgs};
 use crate::settings::data::Data;
-use crate::stop::{DRAIN, Stop};
+use crate::stop::{DRAIN, Stop, ended};
 use crate::{output, scheduler};
 
 /// Run a whole mesh in one process: pipes, brokers and a scheduler
@@ -31,11 +33,15 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<()> {
     let scheduler = scheduler::start(&directory, settings).await?;
     tokio::select! {
         () = stop.asked() => {}
+        () = ended(|| scheduler.is_running()) => {
+            bail!("the scheduler has ended by itself; the log says why")
+        }
         ended = live(&mesh, &directory, args.json) => ended?,
     }
-    // First who gives work, then who passes it on.
+    // First who gives work, then who passes it on; in one time for both.
+    let until = Instant::now() + DRAIN;
     scheduler.stop(DRAIN).await;
-    mesh.drain().await
+    mesh.drain_until(until).await
 }
 
 async fn live(mesh: &Mesh, directory: &Path, json: bool) -> anyhow::Result<()> {

@@ -9,6 +9,9 @@
 //! clap then puts `ZEX_*` over its defaults and flags over those. Called by `main` alone.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::error::{ContextKind, ContextValue};
@@ -40,7 +43,7 @@ impl Given {
     /// Reads the file, if one is named, and the old names through `environment`.
     pub(crate) fn read(
         command: &Command,
-        file: Option<&str>,
+        file: Option<&Path>,
         environment: impl Fn(&str) -> Option<String>,
     ) -> anyhow::Result<Self> {
         let mut given = Self::default();
@@ -55,9 +58,10 @@ impl Given {
         Ok(given)
     }
 
-    fn read_file(&mut self, command: &Command, path: &str) -> anyhow::Result<()> {
+    fn read_file(&mut self, command: &Command, path: &Path) -> anyhow::Result<()> {
         // What the file says in ${NAME} stays so: one way from the environment is enough.
-        let file = Config::builder().add_source(File::with_name(path)).build();
+        let file = Config::builder().add_source(File::from(path)).build();
+        let path = path.display();
         let file = file.with_context(|| format!("--config {path}"))?;
         let known = settings(command);
         for (key, value) in file.cache.into_table().with_context(|| format!("--config {path}"))? {
@@ -69,7 +73,7 @@ impl Given {
             let values = texts(value).with_context(|| {
                 format!("--config {path}: `{key}`: a value or a list of values is wanted")
             })?;
-            self.0.insert(setting, (values, path.to_owned()));
+            self.0.insert(setting, (values, path.to_string()));
         }
         Ok(())
     }
@@ -103,7 +107,8 @@ impl Given {
         let setting = flag.split_whitespace().next()?.strip_prefix("--")?;
         let name = settings(command).remove(setting)?;
         let flag = format!("--{setting}");
-        if std::env::args().any(|arg| arg == flag || arg.starts_with(&format!("{flag}="))) {
+        let args = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned());
+        if args.into_iter().any(|arg| arg == flag || arg.starts_with(&format!("{flag}="))) {
             return None;
         }
         if std::env::var(&name).is_ok_and(|set| set.split(',').any(|part| part == value)) {
@@ -116,19 +121,20 @@ impl Given {
 /// The file with settings: the flag's, else the environment's. It has to be read before clap can
 /// parse the rest.
 pub(crate) fn config_file(
-    args: impl Iterator<Item = String>,
-    environment: Option<String>,
-) -> Option<String> {
+    args: impl Iterator<Item = OsString>,
+    environment: Option<OsString>,
+) -> Option<PathBuf> {
     let mut args = args.take_while(|arg| arg != "--");
     while let Some(arg) = args.next() {
         if arg == "--config" {
-            return args.next();
+            return args.next().map(PathBuf::from);
         }
-        if let Some(path) = arg.strip_prefix("--config=") {
-            return Some(path.to_owned());
+        // A path may be any bytes; what stands before it is ours.
+        if let Some(path) = arg.as_bytes().strip_prefix(b"--config=") {
+            return Some(PathBuf::from(OsStr::from_bytes(path)));
         }
     }
-    environment.filter(|path| !path.is_empty())
+    environment.filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// Every setting with the name of its environment variable.
@@ -190,7 +196,7 @@ mod tests {
         let look = |name: &str| {
             environment.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned())
         };
-        Given::read(&Toy::command(), Some(file.path().to_str().unwrap()), look)
+        Given::read(&Toy::command(), Some(file.path()), look)
     }
 
     /// Where `toy brokers` with these arguments looks for the mesh.
@@ -224,7 +230,7 @@ mod tests {
         let error = given("in_pipe_host: {a: b}\n", &[]).unwrap_err().to_string();
         assert!(error.contains("`in_pipe_host`: a value or a list of values"), "{error}");
         assert!(given("a: [\n", &[]).is_err());
-        let missing = Given::read(&Toy::command(), Some("/nowhere/zex.yaml"), |_| None);
+        let missing = Given::read(&Toy::command(), Some(Path::new("/nowhere/zex.yaml")), |_| None);
         assert!(missing.unwrap_err().to_string().contains("/nowhere/zex.yaml"));
     }
 
@@ -236,15 +242,15 @@ mod tests {
 
     #[test]
     fn the_file_is_found_wherever_its_flag_stands() {
-        let file = |args: &[&str]| config_file(args.iter().map(|arg| (*arg).to_owned()), None);
-        assert_eq!(file(&["zex", "up", "--config", "a"]).as_deref(), Some("a"));
-        assert_eq!(file(&["zex", "--config=a", "up"]).as_deref(), Some("a"));
+        let file = |args: &[&str]| config_file(args.iter().map(OsString::from), None);
+        assert_eq!(file(&["zex", "up", "--config", "a"]), Some("a".into()));
+        assert_eq!(file(&["zex", "--config=a", "up"]), Some("a".into()));
         assert_eq!(file(&["zex", "call", "--", "--config", "a"]), None);
-        assert_eq!(
-            config_file(["zex".to_owned()].into_iter(), Some("b".into())).as_deref(),
-            Some("b")
-        );
-        assert_eq!(config_file(["zex".to_owned()].into_iter(), Some(String::new())), None);
+        let set = |value: &str| config_file(std::iter::once("zex".into()), Some(value.into()));
+        assert_eq!((set("b"), set("")), (Some("b".into()), None));
+        let bytes = OsStr::from_bytes(b"--config=\xff");
+        let found = config_file([OsString::from("zex"), bytes.to_owned()].into_iter(), None);
+        assert_eq!(found, Some(OsStr::from_bytes(b"\xff").into()));
     }
 
     #[test]

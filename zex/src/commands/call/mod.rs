@@ -30,7 +30,8 @@ const DESCRIPTORS_DEADLINE: Duration = Duration::from_secs(5);
 /// Call a method of a service, or list a service's methods
 ///
 /// The request is JSON and so is the reply: one line, or one for every message of a stream. The
-/// exit code is 0, or 64 + the gRPC code that the call ended with.
+/// exit code is 0; 64 + the gRPC code that the call ended with (78: no worker, or no mesh); 2 if
+/// the command line is wrong; 1 if anything else is wrong on this side.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   zex call example.v1.Users                          what can be called

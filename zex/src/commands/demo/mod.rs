@@ -93,9 +93,10 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<()> {
             ended
         }
     };
+    let until = Instant::now() + DRAIN;
     scheduler.stop(DRAIN).await;
     services.stop().await;
-    mesh.drain().await?;
+    mesh.drain_until(until).await?;
     ended
 }
 
@@ -146,7 +147,7 @@ async fn show(
 
     let pipelines = Pipelines(reach);
     let before = Tally::ask(&reach.client).await?;
-    let chosen = choose(args, &pipelines).await?;
+    let chosen = choose(args, &pipelines, before.members()).await?;
     let earlier = before.calls();
     // What an interrupted demo has added is part of its run.
     let before = if chosen.resumed { Tally::default() } else { before };
@@ -171,17 +172,13 @@ async fn show(
     let now = tally.calls() - earlier.min(tally.calls());
     let tally = tally.since(&before);
     let verdict = verdict::of(&reach.client, chosen.users).await?;
+    let seconds = took.as_secs_f64();
     if args.json {
-        let mut summary =
-            json!({"run_id": run_id, "resumed": chosen.resumed, "seconds": took.as_secs_f64()});
+        let mut summary = json!({"run_id": run_id, "resumed": chosen.resumed, "seconds": seconds});
         tally.put_into(&mut summary, &verdict);
         output::json(&summary)?;
     } else {
-        let rate = now as f64 / took.as_secs_f64().max(0.001);
-        tally.print(&services.passed_on())?;
-        output::line(&tally.sum())?;
-        output::line(&format!("{now} now, in {:.1} s: {rate:.0} a second\n", took.as_secs_f64()))?;
-        tally.print_groups()?;
+        print_summary(&tally, &services.passed_on(), now, seconds)?;
         output::line(&format!("\nGroups says: {verdict}"))?;
     }
     if !verdict.is_right() || !tally.adds_up(chosen.users) {
@@ -195,6 +192,20 @@ async fn show(
     Ok(())
 }
 
+/// Who did how much; `now` of it in these seconds, the rest in an interrupted demo before.
+fn print_summary(
+    tally: &Tally,
+    passed_on: &[(&str, u64)],
+    now: u64,
+    seconds: f64,
+) -> anyhow::Result<()> {
+    let rate = now as f64 / seconds.max(0.001);
+    tally.print(passed_on)?;
+    output::line(&tally.sum())?;
+    output::line(&format!("{now} now, in {seconds:.1} s: {rate:.0} a second\n"))?;
+    tally.print_groups()
+}
+
 /// The run that the demo follows.
 struct Chosen {
     run_id: String,
@@ -203,8 +214,13 @@ struct Chosen {
     resumed: bool,
 }
 
-/// The run that an earlier demo left in the directory, or a new one.
-async fn choose(args: &DemoArgs, pipelines: &Pipelines<'_>) -> anyhow::Result<Chosen> {
+/// The run that an earlier demo left in the directory, or a new one; `members` are in the ledger
+/// already.
+async fn choose(
+    args: &DemoArgs,
+    pipelines: &Pipelines<'_>,
+    members: u64,
+) -> anyhow::Result<Chosen> {
     let query = ListRunsRequest {
         name: PIPELINE_NAME.to_owned(),
         unfinished: true,
@@ -232,6 +248,12 @@ async fn choose(args: &DemoArgs, pipelines: &Pipelines<'_>) -> anyhow::Result<Ch
         return Ok(Chosen { run_id: left.run_id, users, resumed: true });
     }
     let users = args.users.unwrap_or(USERS);
+    if members > users {
+        bail!(
+            "the directory's ledger has {members} users of earlier demos, more than --users {users}; \
+             take as many, or another --data"
+        );
+    }
     let parameters_json = json!({"users": users}).to_string();
     let request = RunRequest { definition: PIPELINE.to_owned(), parameters_json };
     match pipelines.run(&request).await {

@@ -69,8 +69,12 @@ impl Tally {
     /// Whether the adapters' steps are the calls, and the groups hold the users.
     pub(super) fn adds_up(&self, users: u64) -> bool {
         let steps: u64 = self.by_process.values().sum();
-        let members: u64 = self.by_group.values().sum();
-        steps == self.calls && users == members && self.calls >= self.repeats
+        steps == self.calls && users == self.members() && self.calls >= self.repeats
+    }
+
+    /// Users that are in some group.
+    pub(super) fn members(&self) -> u64 {
+        self.by_group.values().sum()
     }
 
     /// The sum in words.
@@ -111,7 +115,7 @@ impl Tally {
         for (group, users) in &self.by_group {
             table.row([group.clone(), users.to_string()]);
         }
-        table.row(["sum".to_owned(), self.by_group.values().sum::<u64>().to_string()]);
+        table.row(["sum".to_owned(), self.members().to_string()]);
         table.print()?;
         Ok(())
     }
