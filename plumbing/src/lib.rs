@@ -90,6 +90,9 @@ pub enum Error {
         /// What libzmq says.
         reason: String,
     },
+    /// The name of a pipe that would garble its logs, or that no thread can have.
+    #[error("{0:?} is no name: it has control characters")]
+    Name(String),
     /// The mailbox's wake-up or the thread cannot be made.
     #[error("cannot make {what}: {source}")]
     System {

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use zex_plumbing::{Context, Sent, new_peer_id};
+use zex_plumbing::{Context, Error, Pipe, PipeSettings, Sent, new_peer_id};
 use zex_spec::{Malformed, PeerId};
 
 const ANY_PORT: &str = "tcp://127.0.0.1:0";
@@ -145,4 +145,15 @@ fn a_connection_that_ends_while_its_queue_is_full_ends_nothing_else() {
     };
     send_by(soon(), || client.send(b"again".to_vec(), Vec::new()));
     assert_eq!(pipe.recv_by(soon()).unwrap().unwrap()[0], id.0[..]);
+}
+
+#[test]
+fn a_name_that_no_thread_can_have_is_refused() {
+    let settings = PipeSettings {
+        name: "in\0pipe".to_owned(),
+        peers_endpoint: ANY_PORT.to_owned(),
+        brokers_endpoint: ANY_PORT.to_owned(),
+    };
+    let refused = Pipe::start_in(&Context::new(), &settings);
+    assert!(matches!(refused.err(), Some(Error::Name(_))));
 }

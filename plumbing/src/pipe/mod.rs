@@ -168,6 +168,9 @@ impl Pipe {
         report: Report,
         run: impl FnOnce(Report, crate::Mailbox<()>) -> Result<(), Error> + Send + 'static,
     ) -> Result<Self, Error> {
+        if report.name.contains(char::is_control) {
+            return Err(Error::Name(report.name));
+        }
         let (stop, stopped) = mailbox(1)?;
         let published = Arc::clone(&report.published);
         let name = report.name.clone();

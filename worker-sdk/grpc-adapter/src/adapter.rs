@@ -97,9 +97,6 @@ fn apply(
     match offer {
         Offer::Away { why } => tracing::info!(why, "no service to adapt"),
         Offer::There { catalogue, serving, line, line_number } => {
-            for (service, why) in &catalogue.left_out {
-                tracing::warn!(service, why, "left out");
-            }
             let there = serving.iter().filter_map(|name| catalogue.services.get_key_value(name));
             for (name, service) in there {
                 let now = (*line_number, service.descriptors.clone());
