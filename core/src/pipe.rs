@@ -10,7 +10,8 @@
 //! ```
 //!
 //! [`Pipe`] is driven by the loops of `zex-plumbing` with real sockets and by the simulator. It
-//! holds no work and sees no header; what the state pipe does needs no decision.
+//! holds no work and sees no header; what the state pipe does needs no decision but for
+//! [`STATE_KINDS`].
 
 mod handed;
 
@@ -24,6 +25,9 @@ use zex_spec::{
 
 use self::handed::Handed;
 use crate::Time;
+
+/// What brokers say to each other, and all that a state pipe passes: Ask, Hello, Share, WantSnapshot.
+pub const STATE_KINDS: [u8; 4] = [0x13, 0x31, 0x32, 0x33];
 
 /// Clients that are remembered so that they can be told of a dead broker. One beyond it is told
 /// nothing and sends again a second later, of its own accord.

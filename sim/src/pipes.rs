@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use zex_core::Time;
-use zex_core::pipe::{Pipe, Route, Side};
+use zex_core::pipe::{Pipe, Route, STATE_KINDS, Side};
 use zex_spec::{
     Address, Body, BrokerDown, BrokerId, EzBeat, EzCall, EzReply, Incarnation, Message, Packet,
     PeerGone, PeerId, PipeBeat, PipeId, ServiceHash, Steer, ez,
@@ -263,6 +263,11 @@ impl StateNode {
     }
 
     pub(crate) fn receive(&mut self, env: &mut Env, letter: &Letter) {
+        // As the real one: what it would drop must not get through here.
+        let passes = |packet: &Packet| STATE_KINDS.contains(&packet.message.kind());
+        if !matches!(letter, Letter::Native(packet) if passes(packet)) {
+            return;
+        }
         for conn in self.brokers.values() {
             env.send(*conn, End::Dialer, letter.clone());
         }

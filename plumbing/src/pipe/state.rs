@@ -4,13 +4,11 @@
 
 use std::time::{Duration, Instant};
 
+use zex_core::pipe::STATE_KINDS;
 use zex_spec::{Malformed, Prefix, Steer};
 
 use super::{IDLE_MS, Report, Taken, Wrong, broker_of, burst};
 use crate::{Error, Mailbox, Sent, Socket, wait};
-
-/// What brokers say to each other: Ask, Hello, Share, WantSnapshot.
-const STATE_KINDS: [u8; 4] = [0x13, 0x31, 0x32, 0x33];
 
 /// The thread of a state pipe.
 pub(super) struct State {
