@@ -75,23 +75,42 @@ fn an_open_loop_keeps_its_rate() {
     assert!(result["seconds"].as_f64().unwrap() >= 0.495, "{result}");
 }
 
-#[test]
-fn a_mesh_that_stalls_cannot_hide_it_from_an_open_loop() {
+/// How often the thread that keeps the time has slept until a request was due.
+fn paced(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().filter_map(Result::ok);
+    let status = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+    let mut pacers = status.filter(|status| status.starts_with("Name:\tbench-pace"));
+    let sleeps = |status: String| {
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.and_then(|count| count.trim().parse().ok())
+    };
+    pacers.next().and_then(sleeps).unwrap_or_default()
+}
+
+/// An open loop of four seconds, of which `frozen` sleeps through one: a hundred of its four
+/// hundred requests are due while nobody sends or nobody answers.
+fn stalled(frozen: impl Fn(&Program, &Program, &str)) {
     let mesh = Mesh::up(&["--brokers", "1"]);
     let (clients, workers) = (mesh.endpoint("in_pipe"), mesh.endpoint("worker_pipe"));
     let at = ["bench", "--json", "--in-pipe", clients, "--worker-pipe", workers];
     let load = ["--rate", "100", "--seconds", "4", "--warm-up", "0"];
     let mut bench = Program::zex(&[&at[..], &load].concat());
-    until("the bench has begun", PATIENCE, || {
-        let workers = mesh.zex(&["workers", "--json"]).json();
-        workers.iter().any(|worker| worker["name"] == "bench-1").then_some(())
-    });
-    mesh.program.signal("-STOP");
+    until("the bench has begun", PATIENCE, || (paced(bench.pid()) > 20).then_some(()));
+    frozen(&mesh.program, &bench, "-STOP");
     thread::sleep(STALL);
-    mesh.program.signal("-CONT");
+    frozen(&mesh.program, &bench, "-CONT");
     let result = bench.json();
-    // A hundred of its four hundred requests were due while nobody answered.
     assert!(latency(&result, "p90") >= 200_000.0, "{result}");
+}
+
+#[test]
+fn a_mesh_that_stalls_cannot_hide_it_from_an_open_loop() {
+    stalled(|mesh, _, signal| mesh.signal(signal));
+}
+
+#[test]
+fn requests_that_were_sent_late_count_from_when_they_were_due() {
+    stalled(|_, bench, signal| bench.signal(signal));
 }
 
 #[test]
