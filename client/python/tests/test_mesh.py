@@ -64,6 +64,19 @@ def test_a_bad_name_is_refused_at_once(client, service, method):
     assert code_of(client.call, service, method) == Code.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize("priority", [-1, 10])
+def test_a_priority_that_there_is_not_is_refused_at_once(client, priority):
+    for call in (client.call, client.submit, client.stream):
+        assert code_of(call, "a.B", "C", b"", priority=priority) == Code.INVALID_ARGUMENT
+
+
+def test_a_priority_goes_with_the_call(mesh, client, new_worker):
+    worker = new_worker()
+    worker.method("test.Echo", "Echo")(lambda request, context: request)
+    with serving(mesh, client, worker):
+        assert client.call("test.Echo", "Echo", b"urgent", priority=9) == b"urgent"
+
+
 def test_errors_arrive_as_they_were_raised(mesh, client, new_worker):
     worker = new_worker()
 

@@ -41,6 +41,8 @@ pub(super) struct Peer {
     sequence: u64,
     /// When its last share was heard.
     shared: Time,
+    /// When it was last heard that nothing of its shares is missing.
+    complete: Time,
     /// Whether a snapshot was had, so that numbered shares make sense.
     pub(super) synced: bool,
     asked: Option<Time>,
@@ -115,6 +117,8 @@ impl Mesh {
         peer.name = hello.name;
         if !peer.synced || hello.sequence > peer.sequence {
             self.want_snapshot(now, from);
+        } else {
+            peer.complete = now;
         }
     }
 
@@ -130,8 +134,12 @@ impl Mesh {
         if share.snapshot && peer.synced && share.sequence < peer.sequence {
             return;
         }
-        // After a gap nobody knows when what was lost had changed.
-        let age = next.then(|| Duration::from_micros(u64::from(share.age_us)));
+        // After a gap nobody knows when what was lost had changed; at the earliest when it was whole.
+        let age = match next {
+            true => Duration::from_micros(u64::from(share.age_us)),
+            false => now.since(peer.complete),
+        };
+        peer.complete = now;
         let known = std::mem::replace(&mut peer.shared, now);
         (peer.sequence, peer.synced) = (share.sequence, true);
         self.view.updated(now, known, age);
@@ -182,6 +190,7 @@ impl Mesh {
                 counts: HashMap::with_hasher(Seeded(self.settings.seed)),
                 sequence: 0,
                 shared: now,
+                complete: now,
                 synced: false,
                 asked: None,
             };

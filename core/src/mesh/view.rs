@@ -103,15 +103,12 @@ impl View {
         }
     }
 
-    /// A broker's share has come: its oldest change was made `age` before it was sent, or, if
-    /// nobody knows, after `known`, when the last was sent. Picks before `known` were seen to then.
-    pub(super) fn updated(&mut self, now: Time, known: Time, age: Option<Duration>) {
+    /// A broker's share has come: its oldest change was made `age` before it was sent. Its last one
+    /// came at `known`: picks before that were seen to then.
+    pub(super) fn updated(&mut self, now: Time, known: Time, age: Duration) {
         self.forward(now);
-        let sent = Time(now.0.saturating_sub(self.transit.as_micros() as u64));
-        let changed = match age {
-            Some(age) => Time(sent.0.saturating_sub(age.as_micros() as u64)),
-            None => Time(known.0.saturating_sub(self.transit.as_micros() as u64)),
-        };
+        let before = self.transit.saturating_add(age).as_micros();
+        let changed = Time(now.0.saturating_sub(u64::try_from(before).unwrap_or(u64::MAX)));
         let first = if changed <= known { ms(known) + 1 } else { ms(changed) };
         let first = first.max(self.at_ms.saturating_sub(REMEMBERED_MS - 1));
         for at in first..=self.at_ms {
@@ -194,7 +191,7 @@ fn ms(time: Time) -> u64 {
 mod tests {
     use super::*;
 
-    const AGE: fn(u64) -> Option<Duration> = |ms| Some(Duration::from_millis(ms));
+    const AGE: fn(u64) -> Duration = Duration::from_millis;
 
     /// Ten picks in each millisecond up to this one, with one other broker.
     fn picks(view: &mut View, from_ms: u64, to_ms: u64) {
@@ -231,10 +228,10 @@ mod tests {
     }
 
     #[test]
-    fn what_a_lost_share_told_is_as_old_as_the_share_before_it() {
+    fn a_share_that_was_lost_counts_from_where_it_was_missed() {
         let mut view = View::new(Time(0));
         picks(&mut view, 0, 500);
-        view.updated(Time(500_000), Time(200_000), None);
+        view.updated(Time(500_000), Time(0), AGE(300));
         let age = view.age();
         assert_eq!((age.samples, age.p50_ms, age.max_ms), (5_000, 50, 300));
     }
