@@ -6,10 +6,15 @@
 //!                                router_for_brokers [state pipe] publisher ◀───────── subscriber ────────┘
 //! ```
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use zex_core::pipe::Side;
 use zex_spec::{BrokerId, MAX_BODY_BYTES, MAX_HEADER_BYTES, PeerId};
 
 use crate::monitor::Monitor;
-use crate::{Error, Socket};
+use crate::security::zap::{self, Gate};
+use crate::{AllowList, Error, Keys, PublicKey, Role, Socket};
 
 /// Messages that may wait in each direction for one client or worker. libzmq counts messages, not
 /// bytes, and at both ends: enough for a burst, little enough that one peer which does not read
@@ -54,19 +59,90 @@ const KEEPALIVE_PROBES: i32 = 3;
 #[derive(Clone, Default)]
 pub struct Context {
     inner: zmq::Context,
+    security: Security,
+}
+
+/// What its sockets encrypt with.
+#[derive(Clone, Default)]
+enum Security {
+    /// Nothing: everybody can connect and everybody can read.
+    #[default]
+    Plain,
+    /// Its sockets connect, with their own key, to who has that one.
+    Member(Arc<(Keys, PublicKey)>),
+    /// Its sockets are bound, and let in who is listed.
+    Gate(Arc<(Keys, Arc<Gate>)>),
 }
 
 /// Which queues a socket gets.
 #[derive(Clone, Copy)]
 pub(crate) enum Towards {
-    Peers,
+    Clients,
+    Workers,
     Brokers,
 }
 
+impl Towards {
+    /// Whom a pipe's peers are.
+    pub(crate) fn peers_of(side: Side) -> Self {
+        match side {
+            Side::In => Self::Clients,
+            Side::Worker => Self::Workers,
+        }
+    }
+
+    fn role(self) -> Role {
+        match self {
+            Self::Clients => Role::Client,
+            Self::Workers => Role::Worker,
+            Self::Brokers => Role::Broker,
+        }
+    }
+}
+
 impl Context {
-    /// A context of its own, with its own threads.
+    /// A context of its own, with its own threads. Nothing is encrypted.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A context of who connects: a client, a worker, a broker. Its connections are encrypted, show
+    /// `own` and end unless the pipe at the other end has the key `pipes`.
+    ///
+    /// # Errors
+    /// [`Error::Security`] if this libzmq cannot encrypt.
+    pub fn member(own: Keys, pipes: PublicKey) -> Result<Self, Error> {
+        Self::can_encrypt()?;
+        let security = Security::Member(Arc::new((own, pipes)));
+        Ok(Self { inner: zmq::Context::new(), security })
+    }
+
+    /// A context of pipes: it lets in who has a key that is listed for what he wants to be.
+    ///
+    /// # Errors
+    /// [`Error::Security`] if this libzmq cannot encrypt, others if the system is exhausted.
+    pub fn gate(own: Keys, allow: AllowList) -> Result<Self, Error> {
+        Self::can_encrypt()?;
+        let inner = zmq::Context::new();
+        let gate = zap::start(&inner, allow)?;
+        Ok(Self { inner, security: Security::Gate(Arc::new((own, gate))) })
+    }
+
+    fn can_encrypt() -> Result<(), Error> {
+        let none = Error::Security("this libzmq was built without CURVE and cannot encrypt");
+        if Self::has_curve() { Ok(()) } else { Err(none) }
+    }
+
+    /// Connections that were refused for their key.
+    pub fn refused(&self) -> u64 {
+        self.gatekeeper().map_or(0, |gate| gate.refused.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn gatekeeper(&self) -> Option<&Arc<Gate>> {
+        match &self.security {
+            Security::Gate(gate) => Some(&gate.1),
+            Security::Plain | Security::Member(_) => None,
+        }
     }
 
     /// Whether this libzmq can encrypt.
@@ -79,7 +155,7 @@ impl Context {
     /// # Errors
     /// [`Error::Bind`] if the endpoint is taken or malformed.
     pub fn router_for_peers(&self, endpoint: &str) -> Result<Socket, Error> {
-        self.router(endpoint, Towards::Peers)
+        self.router(endpoint, Towards::Clients)
     }
 
     /// A ROUTER for the brokers' DEALERs.
@@ -96,7 +172,7 @@ impl Context {
     /// [`Error::Bind`] if the endpoint is taken or malformed.
     pub fn publisher(&self, endpoint: &str) -> Result<Socket, Error> {
         let socket = self.socket(zmq::PUB, Towards::Brokers)?;
-        bind(socket, endpoint)
+        self.bind(socket, endpoint, Towards::Brokers)
     }
 
     /// A broker's SUB, which hears everything that a state pipe publishes.
@@ -109,7 +185,7 @@ impl Context {
         socket.set_subscribe(b"").map_err(option("subscribe"))?;
         // As for a DEALER: what belongs to a connection ends with it.
         socket.set_immediate(true).map_err(option("IMMEDIATE"))?;
-        connect(socket, endpoint)
+        self.connect(socket, endpoint)
     }
 
     /// A client's DEALER towards one in pipe.
@@ -117,7 +193,7 @@ impl Context {
     /// # Errors
     /// [`Error::Connect`] if the endpoint is malformed.
     pub fn dealer_for_client(&self, id: PeerId, endpoint: &str) -> Result<Socket, Error> {
-        self.dealer(Some(&id.0), endpoint, Towards::Peers)
+        self.dealer(Some(&id.0), endpoint, Towards::Clients)
     }
 
     /// A worker's DEALER towards one worker pipe.
@@ -125,7 +201,7 @@ impl Context {
     /// # Errors
     /// [`Error::Connect`] if the endpoint is malformed.
     pub fn dealer_for_worker(&self, id: PeerId, endpoint: &str) -> Result<Socket, Error> {
-        self.dealer(Some(&id.0), endpoint, Towards::Peers)
+        self.dealer(Some(&id.0), endpoint, Towards::Workers)
     }
 
     /// A broker's DEALER towards one pipe of any kind.
@@ -141,7 +217,7 @@ impl Context {
     /// # Errors
     /// [`Error::Connect`] if the endpoint is malformed.
     pub fn dealer_for_ez(&self, id: Option<&[u8]>, endpoint: &str) -> Result<Socket, Error> {
-        self.dealer(id, endpoint, Towards::Peers)
+        self.dealer(id, endpoint, Towards::Clients)
     }
 
     /// A ROUTER whose connections are watched: [`Socket::monitor`].
@@ -152,11 +228,11 @@ impl Context {
         let socket = self.unbound_router(towards)?;
         // Before it is bound: peers that wait for a pipe to come back are there at once.
         let monitor = Monitor::start(&self.inner, &socket)?;
-        Ok(bind(socket, endpoint)?.with_monitor(monitor))
+        Ok(self.bind(socket, endpoint, towards)?.with_monitor(monitor))
     }
 
     fn router(&self, endpoint: &str, towards: Towards) -> Result<Socket, Error> {
-        bind(self.unbound_router(towards)?, endpoint)
+        self.bind(self.unbound_router(towards)?, endpoint, towards)
     }
 
     fn unbound_router(&self, towards: Towards) -> Result<zmq::Socket, Error> {
@@ -164,8 +240,12 @@ impl Context {
         // Without it a message for a peer that is gone or full is thrown away and called sent.
         socket.set_router_mandatory(true).map_err(option("ROUTER_MANDATORY"))?;
         // A peer that connects again before its old connection is noticed to be dead takes its
-        // name with it; without this the new connection is mute.
-        socket.set_router_handover(true).map_err(option("ROUTER_HANDOVER"))?;
+        // name with it; without this the new connection is mute. But libzmq does not ask for whose
+        // key: where keys are asked for, no worker may take another's name, which `zex workers`
+        // shows. (Its beats keep a worker's connection alive through a cut, so it seldom has two;
+        // a client's id is a secret of its own.)
+        let stealable = matches!((&self.security, towards), (Security::Gate(_), Towards::Workers));
+        socket.set_router_handover(!stealable).map_err(option("ROUTER_HANDOVER"))?;
         Ok(socket)
     }
 
@@ -177,6 +257,45 @@ impl Context {
         // Queue only where somebody is connected: else messages gather for a pipe that is not
         // there and come out, long stale, when it is; and the sender does not notice.
         socket.set_immediate(true).map_err(option("IMMEDIATE"))?;
+        self.connect(socket, endpoint)
+    }
+
+    /// Binds a socket, as a gate if this context is one.
+    fn bind(&self, socket: zmq::Socket, endpoint: &str, to: Towards) -> Result<Socket, Error> {
+        match &self.security {
+            Security::Plain => bind(socket, endpoint),
+            Security::Member(_) => Err(Error::Security("a member's key is no pipe's: it connects")),
+            Security::Gate(gate) => {
+                let (keys, gate) = &**gate;
+                let set = || {
+                    socket.set_curve_server(true)?;
+                    socket.set_curve_secretkey(&keys.secret_bytes())?;
+                    // By it the handler knows which role is asked for.
+                    socket.set_zap_domain(to.role().name())
+                };
+                set().map_err(option("take the key"))?;
+                Ok(bind(socket, endpoint)?.behind(Arc::clone(gate)))
+            }
+        }
+    }
+
+    /// Connects a socket, with its key if this context has one.
+    fn connect(&self, socket: zmq::Socket, endpoint: &str) -> Result<Socket, Error> {
+        match &self.security {
+            Security::Plain => {}
+            Security::Gate(_) => {
+                return Err(Error::Security("a pipe's key is no member's: it does not connect"));
+            }
+            Security::Member(member) => {
+                let (keys, pipes) = &**member;
+                let set = || {
+                    socket.set_curve_serverkey(&pipes.bytes())?;
+                    socket.set_curve_publickey(&keys.public().bytes())?;
+                    socket.set_curve_secretkey(&keys.secret_bytes())
+                };
+                set().map_err(option("take the key"))?;
+            }
+        }
         connect(socket, endpoint)
     }
 
@@ -184,7 +303,7 @@ impl Context {
     fn socket(&self, kind: zmq::SocketType, towards: Towards) -> Result<zmq::Socket, Error> {
         let socket = self.inner.socket(kind).map_err(option("make a socket"))?;
         let queue = match towards {
-            Towards::Peers => PEER_QUEUE_MESSAGES,
+            Towards::Clients | Towards::Workers => PEER_QUEUE_MESSAGES,
             Towards::Brokers => BROKER_QUEUE_MESSAGES,
         };
         let set = || {

@@ -13,6 +13,7 @@
 //!   both, with a deadline.
 //! - [`Dealers`]: a client's or a worker's sockets, with what waits for room in them.
 //! - [`Pipe`]: the in pipe, the worker pipe and the state pipe as threads.
+//! - [`Keys`], [`AllowList`]: who may connect; [`Context::member`] and [`Context::gate`] encrypt.
 //! - [`Clock`], [`epoch_now`], [`new_peer_id`]: what the pure crates are given from outside.
 //!
 //! How a thread with sockets looks (client, worker SDK, broker and pipes all do this):
@@ -52,6 +53,7 @@ mod dealers;
 mod mailbox;
 mod monitor;
 mod pipe;
+mod security;
 mod socket;
 
 pub use clock::{Clock, epoch_now, new_peer_id};
@@ -59,6 +61,7 @@ pub use context::Context;
 pub use dealers::Dealers;
 pub use mailbox::{Handle, Mailbox, NotSent, mailbox, wait};
 pub use pipe::{FusedPipe, FusedStats, Pipe, PipeSettings, PipeStats, StatePipeSettings};
+pub use security::{AllowError, AllowList, KeyError, Keys, PublicKey, Role};
 pub use socket::{Sent, Socket};
 
 /// What can go wrong when sockets are made or waited for.
@@ -81,6 +84,9 @@ pub enum Error {
         /// What libzmq says.
         reason: String,
     },
+    /// The context has keys for the other thing.
+    #[error("{0}")]
+    Security(&'static str),
     /// libzmq refuses something that always works unless the process is short of memory or file
     /// descriptors.
     #[error("libzmq cannot {what}: {reason}")]

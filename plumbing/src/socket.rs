@@ -11,12 +11,14 @@
 //! message would be taken for the rest of this one.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use zex_spec::{MAX_BODY_BYTES, MAX_FRAMES, MAX_HEADER_BYTES, Malformed, Packet};
 
 use crate::monitor::Monitor;
+use crate::security::zap::Gate;
 
 /// Frames up to this many bytes are copied out of libzmq. A small frame that libzmq has received is
 /// a slice of its 8 KiB read buffer: a queue of a thousand 50-byte messages would hold 8 MiB.
@@ -45,6 +47,8 @@ pub struct Socket {
     endpoint: String,
     /// Tells of its connections; only where somebody asked for it.
     monitor: Option<Monitor>,
+    /// Keeps the one alive who lets peers in.
+    gate: Option<Arc<Gate>>,
     /// Where first frames are put together. libzmq gets a copy: that is one allocation, where giving
     /// it a buffer of ours to keep takes three.
     scratch: RefCell<Vec<u8>>,
@@ -60,12 +64,22 @@ impl Drop for Socket {
 
 impl Socket {
     pub(crate) fn new(inner: zmq::Socket, endpoint: String) -> Self {
-        Self { inner, endpoint, monitor: None, scratch: RefCell::default() }
+        Self { inner, endpoint, monitor: None, gate: None, scratch: RefCell::default() }
     }
 
     pub(crate) fn with_monitor(mut self, monitor: Monitor) -> Self {
         self.monitor = Some(monitor);
         self
+    }
+
+    pub(crate) fn behind(mut self, gate: Arc<Gate>) -> Self {
+        self.gate = Some(gate);
+        self
+    }
+
+    /// Who lets its peers in, if they need a key.
+    pub(crate) fn gate(&self) -> Option<&Arc<Gate>> {
+        self.gate.as_ref()
     }
 
     /// What tells of its connections, if it is watched.

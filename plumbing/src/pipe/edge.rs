@@ -14,6 +14,7 @@
 
 mod connections;
 mod ends;
+mod guard;
 mod local;
 
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use zex_spec::{
 };
 
 use self::connections::Connections;
+use self::guard::Guard;
 use self::local::Local;
 use super::{IDLE_MS, Report, Taken, Wrong, broker_of, burst};
 use crate::monitor::descriptor_of;
@@ -52,6 +54,8 @@ pub(super) struct Edge {
     pipe: Pipe,
     peers: Socket,
     brokers: Socket,
+    /// Where peers need a key.
+    guard: Option<Guard>,
     peer_ends: Connections,
     broker_ends: Connections,
     /// When ends were last looked for.
@@ -87,11 +91,13 @@ impl Edge {
         let clock = Clock::new();
         let now = clock.now();
         let pipe = Pipe::new(side, now);
+        let guard = peers.gate().cloned().map(Guard::new);
         Self {
             id,
             pipe,
             peers,
             brokers,
+            guard,
             peer_ends: Connections::default(),
             broker_ends: Connections::default(),
             looked: now,
@@ -160,12 +166,18 @@ impl Edge {
         // A ROUTER puts the routing id in front of every message.
         let who = frames.remove(0);
         let outcome = match (frames.first(), self.pipe.side()) {
+            // Old peers have no keys: what looks like one is not let in by what it says.
+            (Some(first), _) if first.is_empty() && self.guard.is_some() => {
+                Err(Wrong::EzBehindGate)
+            }
             (Some(first), Side::In) if first.is_empty() => self.ez_request(&who, frames),
             (Some(first), Side::Worker) if first.is_empty() => self.ez_from_worker(&who, frames),
             _ => self.native_from_peer(&who, frames),
         };
-        if let Err(wrong) = outcome {
-            self.report.malformed(&who, &wrong);
+        match outcome {
+            Ok(()) => {}
+            Err(Wrong::Refused(why)) => self.report.refused(&who, &why),
+            Err(wrong) => self.report.malformed(&who, &wrong),
         }
     }
 
@@ -177,6 +189,12 @@ impl Edge {
         let need = 16;
         let peer = who.try_into().map(PeerId);
         let peer = peer.map_err(|_| Wrong::RoutingId { who: "peer", need, len: who.len() })?;
+        if let Some(guard) = &mut self.guard
+            && let Err(refused) = guard.admit(peer, prefix.kind, frames)
+        {
+            return Err(Wrong::Refused(refused.to_string()));
+        }
+        let Some(first) = frames.first_mut() else { return Ok(()) };
         stamp(first, self.id, peer);
         // Only pipes bounce; a peer that sends again what it got back means it as new.
         first[5] &= !(Flags::BOUNCED.0 as u8);

@@ -56,7 +56,7 @@ impl FusedPipe {
     }
 
     fn bind(context: &Context, settings: &PipeSettings, side: Side) -> Result<Self, Error> {
-        let peers = context.watched_router(&settings.peers_endpoint, Towards::Peers)?;
+        let peers = context.watched_router(&settings.peers_endpoint, Towards::peers_of(side))?;
         let brokers = context.watched_router(&settings.brokers_endpoint, Towards::Brokers)?;
         let id = PipeId::new(&settings.name, epoch_now());
         let (front, back) = (peers.endpoint().to_owned(), brokers.endpoint().to_owned());

@@ -100,6 +100,8 @@ counts! {
     dropped_full,
     /// Messages dropped because they are malformed or out of place.
     malformed,
+    /// Messages dropped because their sender's key does not allow them.
+    refused,
     /// Clients told that a broker is dead.
     told,
     /// Peers and brokers whose connection's end was seen.
@@ -152,7 +154,7 @@ impl Pipe {
     }
 
     fn start_edge(context: &Context, settings: &PipeSettings, side: Side) -> Result<Self, Error> {
-        let peers = context.watched_router(&settings.peers_endpoint, Towards::Peers)?;
+        let peers = context.watched_router(&settings.peers_endpoint, Towards::peers_of(side))?;
         let brokers = context.watched_router(&settings.brokers_endpoint, Towards::Brokers)?;
         let id = PipeId::new(&settings.name, epoch_now());
         let (front, back) = (peers.endpoint().to_owned(), brokers.endpoint().to_owned());
@@ -248,12 +250,23 @@ impl Report {
     /// Counts a malformed message; logs it if the last complaint is long enough ago.
     fn malformed(&mut self, who: &[u8], reason: &dyn std::fmt::Display) {
         self.stats.malformed += 1;
+        let total = self.stats.malformed;
+        self.complain("dropped a malformed message", who, total, reason);
+    }
+
+    /// The same for what a peer has no right to say.
+    fn refused(&mut self, who: &[u8], reason: &dyn std::fmt::Display) {
+        self.stats.refused += 1;
+        let total = self.stats.refused;
+        self.complain("refused a message", who, total, reason);
+    }
+
+    fn complain(&mut self, what: &str, who: &[u8], total: u64, reason: &dyn std::fmt::Display) {
         let interval = Duration::from_millis(COMPLAINT_INTERVAL_MS);
         if self.complained.is_none_or(|last| last.elapsed() >= interval) {
             self.complained = Some(Instant::now());
-            let (pipe, total) = (&self.name, self.stats.malformed);
-            let who = hex(who);
-            tracing::warn!(pipe, who, total, %reason, "dropped a malformed message");
+            let (pipe, who) = (&self.name, hex(who));
+            tracing::warn!(pipe, who, total, %reason, "{what}");
         }
     }
 
@@ -292,6 +305,10 @@ enum Wrong {
     Malformed(#[from] Malformed),
     #[error("a {who} has a routing id of {need} bytes, not of {len}")]
     RoutingId { who: &'static str, need: usize, len: usize },
+    #[error("the old dialect has no keys, and this pipe asks for one")]
+    EzBehindGate,
+    #[error("{0}")]
+    Refused(String),
     #[error("a message of kind {0:#04x} with this steer has no business coming from there")]
     OutOfPlace(u8),
 }

@@ -84,6 +84,7 @@ impl Edge {
             match (self.pipe.side(), check.peer.id[..].try_into().map(PeerId)) {
                 // Should it be there by another connection, its next message makes it known again.
                 (Side::In, Ok(client)) => {
+                    self.forget_key(client);
                     self.report.stats.ended += 1;
                     self.pipe.client_gone(client);
                 }
@@ -114,10 +115,19 @@ impl Edge {
             _ => !self.peer_ends.look_again(self.now, check),
         };
         if gone {
+            if let Ok(peer) = id[..].try_into().map(PeerId) {
+                self.forget_key(peer);
+            }
             self.report.stats.ended += 1;
             self.pipe.ez_gone(&id);
             let frames = self.wrap(Steer::All, PeerGone { peer: id }.into(), Vec::new());
             self.send_to_all(&frames);
+        }
+    }
+
+    fn forget_key(&mut self, peer: PeerId) {
+        if let Some(guard) = &mut self.guard {
+            guard.gone(peer);
         }
     }
 

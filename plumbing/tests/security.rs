@@ -1,0 +1,203 @@
+//! Keys at the ports: who is not listed does not come in, and who is says only what he may.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // Also outside of #[test]: it is all tests.
+
+mod ends;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use ends::{FakeBroker, Peer, call, until};
+use zex_plumbing::{AllowList, Context, Keys, Pipe, PipeSettings, PublicKey};
+use zex_spec::{Enquire, Heartbeat, Message, Packet, Register, Steer};
+
+/// How often the two ends of a worker hear each other while somebody tries to be it.
+const ROUNDS: usize = 200;
+/// Long enough for a handshake, and for what would come after it.
+const QUIET: Duration = Duration::from_millis(300);
+
+fn settings() -> PipeSettings {
+    PipeSettings {
+        name: "pipe-1".to_owned(),
+        peers_endpoint: "tcp://127.0.0.1:0".to_owned(),
+        brokers_endpoint: "tcp://127.0.0.1:0".to_owned(),
+    }
+}
+
+/// A mesh's keys: the pipes', and of everybody who is listed.
+struct Stage {
+    pipes: PublicKey,
+    gate: Context,
+    client: Keys,
+    users: Keys,
+    groups: Keys,
+    broker: Keys,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let [pipes, client, users, groups, broker] = [(); 5].map(|()| Keys::generate().unwrap());
+        let list = format!(
+            "client {}\nworker a.Users {}\nworker a.Groups,b.* {}\nbroker {}\n",
+            client.public(),
+            users.public(),
+            groups.public(),
+            broker.public()
+        );
+        let public = pipes.public().clone();
+        let gate = Context::gate(pipes, AllowList::parse(&list).unwrap()).unwrap();
+        Self { pipes: public, gate, client, users, groups, broker }
+    }
+
+    fn member(&self, keys: &Keys) -> Context {
+        Context::member(keys.clone(), self.pipes.clone()).unwrap()
+    }
+
+    fn worker_pipe(&self) -> (Pipe, FakeBroker) {
+        let pipe = Pipe::start_worker(&self.gate, &settings()).unwrap();
+        let broker = FakeBroker::ready(&self.member(&self.broker), &pipe, "a");
+        (pipe, broker)
+    }
+
+    fn in_pipe(&self) -> (Pipe, FakeBroker) {
+        let pipe = Pipe::start_in(&self.gate, &settings()).unwrap();
+        let broker = FakeBroker::ready(&self.member(&self.broker), &pipe, "a");
+        (pipe, broker)
+    }
+}
+
+fn register(services: &[&str]) -> Packet {
+    let services = services.iter().map(|name| (*name).to_owned()).collect();
+    let register = Register { name: "worker".to_owned(), version: 1, capacity: 1, services };
+    Packet::from_peer(Steer::All, register, Bytes::new())
+}
+
+fn beat() -> Packet {
+    Packet::from_peer(Steer::All, Heartbeat { version: 1, held: Vec::new() }, Bytes::new())
+}
+
+/// Whether a message of this peer goes out within a while: a connection that is refused takes none.
+fn comes_in(peer: &Peer, packet: &Packet) -> bool {
+    let end = Instant::now() + QUIET;
+    while Instant::now() < end {
+        if peer.try_send(packet) == zex_plumbing::Sent::Sent {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    false
+}
+
+#[test]
+fn who_is_listed_comes_in() {
+    let stage = Stage::new();
+    let (pipe, broker) = stage.in_pipe();
+    let client = Peer::client(&stage.member(&stage.client), &pipe);
+    client.send(&call("pkg.Service", Bytes::from_static(b"body")));
+    assert_eq!(broker.hear().peer, client.id);
+    let (pipe, broker) = stage.worker_pipe();
+    let worker = Peer::worker(&stage.member(&stage.groups), &pipe);
+    worker.send(&register(&["a.Groups", "b.Anything"]));
+    assert_eq!(broker.hear().peer, worker.id);
+    assert_eq!(stage.gate.refused(), 0);
+}
+
+#[test]
+fn who_has_another_key_or_none_does_not_come_in() {
+    let stage = Stage::new();
+    let (pipe, broker) = stage.in_pipe();
+    let stranger = stage.member(&Keys::generate().unwrap());
+    let question = call("pkg.Service", Bytes::new());
+    assert!(!comes_in(&Peer::client(&stranger, &pipe), &question));
+    until(|| stage.gate.refused() > 0);
+    // Nor in plain, nor where the pipe is not who it was taken for.
+    assert!(!comes_in(&Peer::client(&Context::new(), &pipe), &question));
+    let deceived =
+        Context::member(stage.client.clone(), Keys::generate().unwrap().public().clone()).unwrap();
+    assert!(!comes_in(&Peer::client(&deceived, &pipe), &question));
+    // And nobody has noticed.
+    let client = Peer::client(&stage.member(&stage.client), &pipe);
+    client.send(&question);
+    assert_eq!(broker.hear().peer, client.id);
+}
+
+#[test]
+fn the_right_key_does_not_open_another_role_s_port() {
+    let stage = Stage::new();
+    let (pipe, _broker) = stage.worker_pipe();
+    assert!(!comes_in(&Peer::client(&stage.member(&stage.client), &pipe), &register(&["a.Users"])));
+    let worker = stage.member(&stage.users);
+    let at_brokers = Peer::at(&worker, pipe.back_endpoint(), zex_plumbing::new_peer_id());
+    assert!(!comes_in(&at_brokers, &beat()));
+    until(|| stage.gate.refused() >= 2);
+    assert_eq!(pipe.stats().brokers, 1);
+}
+
+#[test]
+fn a_worker_registers_only_what_its_key_may_serve() {
+    let stage = Stage::new();
+    let (pipe, broker) = stage.worker_pipe();
+    let worker = Peer::worker(&stage.member(&stage.users), &pipe);
+    for claim in [&["a.Groups"][..], &["a.Users", "b.Other"], &["zex.Pipelines"], &["a.Users2"]] {
+        worker.send(&register(claim));
+    }
+    until(|| pipe.stats().refused == 4);
+    worker.send(&register(&["a.Users"]));
+    let Message::Register(heard) = broker.hear().message else { panic!("not a registration") };
+    assert_eq!(heard.services, ["a.Users"]);
+    // Leaving is always allowed.
+    worker.send(&register(&[]));
+    assert!(matches!(broker.hear().message, Message::Register(_)));
+}
+
+#[test]
+fn who_would_be_another_worker_is_not_heard_and_the_other_goes_on() {
+    let stage = Stage::new();
+    let (pipe, broker) = stage.worker_pipe();
+    let worker = Peer::worker(&stage.member(&stage.users), &pipe);
+    worker.send(&register(&["a.Users"]));
+    assert_eq!(broker.hear().peer, worker.id);
+    let thief = Peer::at(&stage.member(&stage.groups), pipe.front_endpoint(), worker.id);
+    let mut word = Packet::from_peer(Steer::Owner(broker.id), Enquire {}, Bytes::new());
+    word.peer = worker.id;
+    // As long as that one's connection lives the name is not to be had.
+    for _ in 0..ROUNDS {
+        let _ = thief.try_send(&register(&["a.Groups"]));
+        assert_eq!(broker.beat(true, false), zex_plumbing::Sent::Sent);
+        worker.send(&beat());
+        assert!(matches!(broker.hear().message, Message::Heartbeat(_)));
+        broker.send(&word);
+        assert_eq!(worker.hear().message, Enquire {}.into());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(thief.hear_by(Instant::now() + QUIET), None);
+}
+
+/// A client's name can be taken by who knows it, but nothing is heard from who took it.
+#[test]
+fn who_speaks_as_another_client_is_refused() {
+    let [pipes, one, two, broker] = [(); 4].map(|()| Keys::generate().unwrap());
+    let names = (one.public(), two.public(), broker.public());
+    let list = format!("client {}\nclient {}\nbroker {}", names.0, names.1, names.2);
+    let public = pipes.public().clone();
+    let gate = Context::gate(pipes, AllowList::parse(&list).unwrap()).unwrap();
+    let [one, two, broker] =
+        [one, two, broker].map(|keys| Context::member(keys, public.clone()).unwrap());
+    let pipe = Pipe::start_in(&gate, &settings()).unwrap();
+    let broker = FakeBroker::ready(&broker, &pipe, "a");
+    let client = Peer::client(&one, &pipe);
+    client.send(&call("pkg.Service", Bytes::new()));
+    assert_eq!(broker.hear().peer, client.id);
+    let thief = Peer::at(&two, pipe.front_endpoint(), client.id);
+    thief.send(&call("pkg.Service", Bytes::new()));
+    until(|| pipe.stats().refused == 1);
+    assert_eq!(broker.hear_by(Instant::now() + QUIET), None);
+}
+
+#[test]
+fn keys_are_for_one_end_of_a_connection() {
+    let stage = Stage::new();
+    let member = stage.member(&stage.client);
+    assert!(Pipe::start_in(&member, &settings()).is_err());
+    let id = zex_plumbing::new_peer_id();
+    assert!(stage.gate.dealer_for_client(id, "tcp://127.0.0.1:1").is_err());
+}
