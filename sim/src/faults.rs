@@ -8,14 +8,13 @@
 
 use bytes::Bytes;
 use zex_core::mesh::Event;
-use zex_spec::{Address, Key, PeerId};
+use zex_spec::Address;
 
 use crate::Mechanism;
 use crate::env::Env;
-use crate::ledger::{Rule, Subject};
 use crate::net::{ConnId, End, Identity, Letter};
 use crate::queue::{Next, NodeId};
-use crate::scenario::{Mood, START};
+use crate::scenario::Mood;
 use crate::trace::address_of;
 use crate::trouble::Fault;
 use crate::world::{Node, Role, Unread, World};
@@ -31,11 +30,6 @@ const RECONNECTED_MS: u64 = 1_000;
 const BACK_MS: u64 = 4_000;
 /// How long a DEALER waits before it dials again, milliseconds.
 const REDIAL_MS: (u64, u64) = (1, 200);
-
-/// Nothing goes wrong so long before a worker's death, milliseconds, and after it: then what it held
-/// must be answered in time.
-const QUIET_BEFORE_MS: u64 = 10_000;
-const QUIET_AFTER_MS: u64 = 4_000;
 
 impl World {
     pub(crate) fn fault(&mut self, number: usize) {
@@ -142,61 +136,6 @@ impl World {
             self.env.queue.plan(now.plus_ms(back_ms), Next::Start(id));
         }
         self.faulty();
-    }
-
-    /// Who dies is out in time: for the checkers.
-    fn bury(&mut self, id: NodeId) {
-        let Self { nodes, env, .. } = self;
-        let worker = match &nodes[usize::from(id.0)].role {
-            Role::Worker(worker) => worker.peer,
-            Role::EzWorker(worker) => {
-                let wire = env.net.conn(worker.conn);
-                let (Role::Pipe(pipe), Identity::Ez(routing)) =
-                    (&nodes[usize::from(wire.pipe.0)].role, &wire.identity)
-                else {
-                    return;
-                };
-                PeerId::of_ez(pipe.incarnation(), routing)
-            }
-            Role::Client(_) => return env.ledger.abandoned(id),
-            _ => return,
-        };
-        env.picks.died(env.now, worker);
-    }
-
-    /// A native worker is about to die, and nothing else goes wrong: what it holds has to be
-    /// answered soon, unless it may run again.
-    fn mourn(&mut self, number: usize, id: NodeId) {
-        let Self { nodes, env, scenario, .. } = self;
-        let weather = &scenario.weather;
-        let Role::Worker(worker) = &nodes[usize::from(id.0)].role else { return };
-        if !scenario.alone(number, QUIET_BEFORE_MS, QUIET_AFTER_MS)
-            || weather.high_water < scenario.queue_calls
-        {
-            return;
-        }
-        let young = |key: &Key| {
-            env.ledger.waiting(key).is_some_and(|made| {
-                !made.idempotent && made.at.plus_ms(QUIET_BEFORE_MS / 2) > env.now
-            })
-        };
-        let held: Vec<Key> = worker.runs().filter(young).collect();
-        let settled_ms = env.picks.dead_ms(false) + 4 * env.picks.way_ms();
-        if !held.is_empty() && env.now > START.plus_ms(QUIET_BEFORE_MS) {
-            self.mourned.insert(id, held);
-            self.env.queue.plan(self.env.now.plus_ms(settled_ms), Next::Settled(id));
-        }
-    }
-
-    /// The time in which that has to be answered is over.
-    pub(crate) fn settled(&mut self, id: NodeId) {
-        for key in self.mourned.remove(&id).unwrap_or_default() {
-            if self.env.ledger.waits(&key) {
-                let text = format!("call {key} waits for a worker that has died");
-                let now = self.env.now;
-                self.env.ledger.violation(now, Rule::DeadOut, Subject::Call(key), text);
-            }
-        }
     }
 
     fn drain(&mut self, id: NodeId, down_ms: u64) {

@@ -28,10 +28,12 @@
 //! | 9 a pipe less loses nothing | `NothingLost` | `ledger` |
 
 mod broker;
+mod build;
 mod chance;
 mod checks;
 mod client;
 mod clock;
+mod deaths;
 mod env;
 mod ez;
 mod faults;

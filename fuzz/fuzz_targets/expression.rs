@@ -1,0 +1,4 @@
+//! Feeds the decoder `expression` of `tests/decoders`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| zex_decoders::decode("expression", data));
