@@ -19,8 +19,8 @@ pub const MAGIC: [u8; 2] = *b"ZX";
 pub const VERSION: u8 = 1;
 /// Bytes before the header.
 pub const PREFIX_BYTES: usize = 48;
-/// A header (names, numbers, lists of assignments) larger than this is garbage. Room for a
-/// snapshot of 40,000 workers.
+/// A header (names, numbers, lists of assignments) larger than this is garbage. The longest
+/// that is sent, a share of 8,192 workers, has a fifth of it.
 pub const MAX_HEADER_BYTES: usize = 1 << 20;
 
 /// Bits of the prefix's flags.
