@@ -30,9 +30,19 @@ def test_a_denied_key_is_refused_to_others_up_to_its_attempt(attempt, owner, ref
     assert memory.ask(0.0, key(1), 2, A) is False
     # A lower attempt that asks late changes nothing.
     assert memory.ask(0.0, key(1), 1, B) is None
-    assert memory.refuses(key(1), owner, attempt) == refused
+    assert memory.refuses(key(1), owner, 1, attempt) == refused
     memory.expire(60.0)
-    assert not memory.refuses(key(1), owner, attempt)
+    assert not memory.refuses(key(1), owner, 1, attempt)
+
+
+def test_work_that_was_underway_when_its_owner_asked_does_not_begin():
+    memory = Memory()
+    assert memory.ask(0.0, key(1), 0, A, 7) is False
+    # Overtaken by the question, by another pipe: its owner has given it to somebody else.
+    assert memory.refuses(key(1), A, 7, 0)
+    # What its owner sends after the answer, and what its caller sends again.
+    assert not memory.refuses(key(1), A, 8, 0)
+    assert not memory.refuses(key(1), A, 7, 1)
 
 
 def test_answers_are_kept_for_their_time():

@@ -46,6 +46,9 @@ class Answered(NamedTuple):
 class _Denial(NamedTuple):
     attempt: int
     asker: int
+    #: The highest number of the asker's work that had come by then: what has a lower one was on its
+    #: way, and the asker has given it up.
+    seen: int
     until: float
 
 
@@ -73,10 +76,12 @@ class Memory(Generic[Run]):
         known = self._answers.get(key)
         return known is not None, known[1] if known else None
 
-    def refuses(self, key: bytes, owner: int, attempt: int) -> bool:
-        """Whether this key was denied, and work of this owner and attempt must not begin."""
+    def refuses(self, key: bytes, owner: int, number: int, attempt: int) -> bool:
+        """Whether this key was denied, and work of this owner, with this number, must not begin."""
         denial = self._denials.get(key)
-        return denial is not None and denial.attempt >= attempt and denial.asker != owner
+        if denial is None or denial.attempt < attempt:
+            return False
+        return denial.asker != owner or number <= denial.seen
 
     def begin(self, key: bytes, run: Run) -> None:
         """Work with this key begins."""
@@ -94,9 +99,12 @@ class Memory(Generic[Run]):
         while len(self._answers) > self._max_keys:
             self._blind_until = max(self._blind_until, self._forget_oldest())
 
-    def ask(self, now: float, key: bytes, attempt: int, asker: int) -> Optional[bool]:
+    def ask(
+        self, now: float, key: bytes, attempt: int, asker: int, seen: int = 0
+    ) -> Optional[bool]:
         """A broker asks whether it may give work with this key to anybody. True: it runs or ran
-        here. False: never, and it will not for another. None: nobody can say any more."""
+        here. False: never, and it will not for another. None: nobody can say any more. `seen` is
+        the highest number of the asker's work that has come."""
         if key in self.running or key in self._answers:
             return True
         known = self._denials.get(key)
@@ -108,7 +116,7 @@ class Memory(Generic[Run]):
             return None
         # Between two askers the later attempt counts: it is what the caller sent last.
         if known is None or attempt >= known.attempt:
-            self._denials[key] = _Denial(attempt, asker, now + _MEMORY_S)
+            self._denials[key] = _Denial(attempt, asker, seen, now + _MEMORY_S)
             self._denials.move_to_end(key)
         return False
 

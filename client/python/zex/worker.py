@@ -334,9 +334,9 @@ class Worker(Loop):
         elif ended:
             text = "this call has run, and its answer is no longer kept"
             self._reply(path, to, work.key, answer or Answered(Code.UNAVAILABLE, text, 0, b""))
-        elif self._memory.refuses(work.key, to.owner, work.attempt) or not self._takes(
-            work.service
-        ):
+        elif self._memory.refuses(
+            work.key, to.owner, to.number, work.attempt
+        ) or not self._takes(work.service):
             busy = wire.Packet(wire.Busy(work.address, work.key), Steer.owner(to.owner))
             if not self._send_answer(path, busy):
                 self.dropped += 1  # Its owner will see by the beats that it is not held.
@@ -379,7 +379,9 @@ class Worker(Loop):
             threading.Thread(target=self._work_off, name="zex-handler", daemon=True).start()
 
     def _ask(self, path: int, asker: Steer, ask: wire.Ask) -> None:
-        known = self._memory.ask(time.monotonic(), ask.key, ask.attempt, asker.target)
+        owner = self._owners.get(asker.target)
+        seen = owner.seen if owner else 0
+        known = self._memory.ask(time.monotonic(), ask.key, ask.attempt, asker.target, seen)
         if known is not None:
             answer = wire.Answer(ask.key, wire.HELD if known else wire.DENIED)
             self._send(path, wire.encode(wire.Packet(answer, asker)))

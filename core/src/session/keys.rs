@@ -66,6 +66,9 @@ impl Answered {
 struct Denial {
     attempt: u8,
     asker: BrokerId,
+    /// The highest number of the asker's work that had come by then: what has a lower one was on its
+    /// way, and the asker has given it up.
+    seen: u64,
     until: Time,
 }
 
@@ -125,8 +128,13 @@ impl Memory {
         }
     }
 
-    /// What is known of `key`, for work of this owner and attempt.
-    pub(super) fn look_up(&self, key: &Key, owner: BrokerId, attempt: u8) -> Known<'_> {
+    /// What is known of `key`, for work of this owner, with this number of it, and attempt.
+    pub(super) fn look_up(
+        &self,
+        key: &Key,
+        (owner, number): (BrokerId, u64),
+        attempt: u8,
+    ) -> Known<'_> {
         match self.states.get(key) {
             None => Known::Nothing,
             Some(State::Running(run)) => Known::Running(*run),
@@ -134,7 +142,8 @@ impl Memory {
                 self.answer_of(*number).map_or(Known::Spent, Known::Answered)
             }
             Some(State::Denied(denial)) => {
-                Known::Denied { refused: denial.attempt >= attempt && denial.asker != owner }
+                let new = denial.asker == owner && number > denial.seen;
+                Known::Denied { refused: denial.attempt >= attempt && !new }
             }
         }
     }
@@ -178,13 +187,14 @@ impl Memory {
 
     /// A broker asks whether it may give work with this key and attempt to anybody. `Some(true)`:
     /// it runs or ran here. `Some(false)`: it never did, and will not for a lower attempt. `None`:
-    /// nobody can say any more, or another broker asked about a later attempt.
+    /// nobody can say any more, or another broker asked about a later attempt. `seen` is the highest
+    /// number of the asker's work that has come.
     pub(super) fn ask(
         &mut self,
         now: Time,
         key: Key,
         attempt: u8,
-        asker: BrokerId,
+        (asker, seen): (BrokerId, u64),
     ) -> Option<bool> {
         let until = now.plus_ms(MEMORY_MS);
         match self.states.get_mut(&key) {
@@ -198,12 +208,12 @@ impl Memory {
             Some(State::Denied(denial)) => {
                 // Between two askers the later attempt counts: it is what the caller sent last.
                 if attempt >= denial.attempt {
-                    **denial = Denial { attempt, asker, until };
+                    **denial = Denial { attempt, asker, seen, until };
                 }
             }
             None if now < self.blind_until => return None,
             None => {
-                let denial = Denial { attempt, asker, until };
+                let denial = Denial { attempt, asker, seen, until };
                 self.states.insert(key, State::Denied(Box::new(denial)));
             }
         }
@@ -276,17 +286,28 @@ mod tests {
         // (work's attempt, work's owner, refused?) after A asked at attempt 2.
         let table = [(0, A, false), (2, A, false), (0, B, true), (2, B, true), (3, B, false)];
         let mut memory = Memory::new(MemoryLimits::default(), 1);
-        assert_eq!(memory.ask(Time(0), key(1), 2, A), Some(false));
+        assert_eq!(memory.ask(Time(0), key(1), 2, (A, 7)), Some(false));
         for (attempt, owner, refused) in table {
-            assert_eq!(memory.look_up(&key(1), owner, attempt), Known::Denied { refused });
+            assert_eq!(memory.look_up(&key(1), (owner, 9), attempt), Known::Denied { refused });
         }
         // A lower attempt that asks late changes nothing; a later one does.
-        assert_eq!(memory.ask(Time(0), key(1), 1, B), None);
-        assert_eq!(memory.look_up(&key(1), A, 2), Known::Denied { refused: false });
-        assert_eq!(memory.ask(Time(0), key(1), 3, B), Some(false));
-        assert_eq!(memory.look_up(&key(1), A, 2), Known::Denied { refused: true });
+        assert_eq!(memory.ask(Time(0), key(1), 1, (B, 7)), None);
+        assert_eq!(memory.look_up(&key(1), (A, 9), 2), Known::Denied { refused: false });
+        assert_eq!(memory.ask(Time(0), key(1), 3, (B, 7)), Some(false));
+        assert_eq!(memory.look_up(&key(1), (A, 9), 2), Known::Denied { refused: true });
         memory.expire(Time(0).plus_ms(MEMORY_MS));
-        assert_eq!(memory.look_up(&key(1), A, 2), Known::Nothing);
+        assert_eq!(memory.look_up(&key(1), (A, 9), 2), Known::Nothing);
+    }
+
+    #[test]
+    fn work_that_was_underway_when_its_owner_asked_does_not_begin() {
+        let mut memory = Memory::new(MemoryLimits::default(), 1);
+        assert_eq!(memory.ask(Time(0), key(1), 0, (A, 7)), Some(false));
+        // Overtaken by the question, by another pipe: its owner has given it to somebody else.
+        assert_eq!(memory.look_up(&key(1), (A, 7), 0), Known::Denied { refused: true });
+        // What its owner sends after the answer, and what its caller sends again.
+        assert_eq!(memory.look_up(&key(1), (A, 8), 0), Known::Denied { refused: false });
+        assert_eq!(memory.look_up(&key(1), (A, 7), 1), Known::Denied { refused: false });
     }
 
     #[test]
@@ -295,15 +316,15 @@ mod tests {
         let mut memory = Memory::new(limits, 1);
         for n in 1..=3 {
             memory.begin(key(n), RunId(n.into()));
-            assert_eq!(memory.ask(Time(0), key(n), 1, A), Some(true));
+            assert_eq!(memory.ask(Time(0), key(n), 1, (A, 7)), Some(true));
             memory.answer(Time(0).plus_ms(n.into()), key(n), answer(1_000));
         }
-        assert_eq!(memory.look_up(&key(1), A, 1), Known::Spent);
-        assert_eq!(memory.ask(Time(0), key(1), 1, A), Some(true));
-        assert_eq!(memory.look_up(&key(3), A, 1), Known::Answered(&answer(1_000)));
+        assert_eq!(memory.look_up(&key(1), (A, 9), 1), Known::Spent);
+        assert_eq!(memory.ask(Time(0), key(1), 1, (A, 7)), Some(true));
+        assert_eq!(memory.look_up(&key(3), (A, 9), 1), Known::Answered(&answer(1_000)));
         memory.expire(Time(0).plus_ms(MEMORY_MS + 1));
-        assert_eq!(memory.look_up(&key(1), A, 1), Known::Nothing);
-        assert_eq!(memory.look_up(&key(2), A, 1), Known::Answered(&answer(1_000)));
+        assert_eq!(memory.look_up(&key(1), (A, 9), 1), Known::Nothing);
+        assert_eq!(memory.look_up(&key(2), (A, 9), 1), Known::Answered(&answer(1_000)));
         memory.expire(Time(0).plus_ms(MEMORY_MS + 3));
         assert_eq!((memory.states.len(), memory.answer_bytes, memory.answers.len()), (0, 0, 0));
     }
@@ -315,18 +336,18 @@ mod tests {
         for n in 1..=3 {
             memory.answer(Time(0).plus_ms(n.into()), key(n), answer(0));
         }
-        assert_eq!(memory.ask(Time(10), key(1), 1, A), None);
-        assert_eq!(memory.ask(Time(10), key(3), 1, A), Some(true));
+        assert_eq!(memory.ask(Time(10), key(1), 1, (A, 7)), None);
+        assert_eq!(memory.ask(Time(10), key(3), 1, (A, 7)), Some(true));
         let later = Time(0).plus_ms(MEMORY_MS + 1);
         memory.expire(later);
-        assert_eq!(memory.ask(later, key(1), 1, A), Some(false));
+        assert_eq!(memory.ask(later, key(1), 1, (A, 7)), Some(false));
     }
 
     #[test]
     fn denials_are_bounded() {
         let limits = MemoryLimits { denials: 2, ..MemoryLimits::default() };
         let mut memory = Memory::new(limits, 1);
-        let said: Vec<_> = (1..=3).map(|n| memory.ask(Time(0), key(n), 1, A)).collect();
+        let said: Vec<_> = (1..=3).map(|n| memory.ask(Time(0), key(n), 1, (A, 7))).collect();
         assert_eq!(said, [Some(false), Some(false), None]);
     }
 }

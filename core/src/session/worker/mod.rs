@@ -387,7 +387,7 @@ impl Session {
         };
         let (owner, number) = (address.owner, address.number);
         self.held.arrived(now, owner, number);
-        match self.memory.look_up(&work.key, owner, work.attempt) {
+        match self.memory.look_up(&work.key, (owner, number), work.attempt) {
             Known::Running(run) => self.join(now, run, path, (owner, number, work.address)),
             Known::Answered(answer) => {
                 let packet = reply(owner, work.address, work.key, answer.clone());
@@ -480,7 +480,8 @@ impl Session {
     }
 
     fn ask(&mut self, now: Time, path: Path, broker: BrokerId, ask: &Ask) {
-        let Some(held) = self.memory.ask(now, ask.key, ask.attempt, broker) else {
+        let asker = (broker, self.held.seen(broker));
+        let Some(held) = self.memory.ask(now, ask.key, ask.attempt, asker) else {
             // Silence: the asker then answers UNAVAILABLE, which is the truth.
             self.dropped += 1;
             return;
