@@ -195,3 +195,19 @@ impl Echo {
 fn packet_owner(reply: &Reply) -> Option<BrokerId> {
     Address::owner_of(&reply.address)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_native_request_is_a_call_with_its_own_key_each_time() {
+        let mut requests = Requests::new(Dialect::Native, 64).unwrap();
+        for id in [[1; ID_BYTES], [2; ID_BYTES]] {
+            let packet = Packet::decode(owned(&requests.frames(&id))).unwrap();
+            let zex_spec::Message::Call(call) = packet.message else { panic!("no call") };
+            assert_eq!((call.key, packet.body.len()), (Key(id), 64));
+        }
+        assert!(Requests::new(Dialect::Native, 100_000).is_err(), "in two frames");
+    }
+}

@@ -243,3 +243,56 @@ fn stamp(frame: &mut Message, at: usize, name: &[u8]) -> Option<()> {
     frame.get_mut(at..at + ID_BYTES)?.copy_from_slice(name.get(..ID_BYTES)?);
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dialect::{Dialect, Echo, Requests, answer};
+
+    /// Through a fused broker over real sockets, or two pipes and a broker: what goes round comes
+    /// back to who has sent it.
+    fn goes_round(kind: Kind, frames: Frames, dialect: Dialect) {
+        let context = Context::new();
+        let any = || bound(&context, SocketType::ROUTER, "tcp://127.0.0.1:*").unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        let ((clients, clients_at), (workers, workers_at)) = (any(), any());
+        let mut hops = Vec::new();
+        if kind == Kind::Fused {
+            hops.push(std::thread::spawn(move || fused(&clients, &workers, frames, until)));
+        } else {
+            let ((to, to_at), (from, from_at)) = (any(), any());
+            let front = dealer(&context, BROKER, &to_at).unwrap();
+            let back = dealer(&context, BROKER, &from_at).unwrap();
+            hops.push(std::thread::spawn(move || pipe(&clients, &to, frames, until)));
+            hops.push(std::thread::spawn(move || pipe(&workers, &from, frames, until)));
+            hops.push(std::thread::spawn(move || broker(&front, &back, frames, until)));
+        }
+        let client = dealer(&context, [9; ID_BYTES], &clients_at).unwrap();
+        let worker = dealer(&context, WORKER, &workers_at).unwrap();
+        let (mut requests, mut echo) = (Requests::new(dialect, 10).unwrap(), Echo::new(dialect));
+        let (id, mut frames, mut answered) = ([7; ID_BYTES], Vec::new(), false);
+        while !answered {
+            assert!(Instant::now() < until, "{kind:?}: no answer");
+            // The first may come before the worker has connected.
+            assert!(give(&client, requests.frames(&id)));
+            wait(&[&client, &worker], Instant::now() + Duration::from_millis(20)).unwrap();
+            while take(&worker, &mut frames) {
+                assert!(give(&worker, echo.answer(&mut frames).unwrap()));
+            }
+            while take(&client, &mut frames) {
+                assert_eq!(answer(dialect, &frames), Some((id, Ok(()))));
+                answered = true;
+            }
+        }
+        // No message was one that a hop does not know: that would have ended it.
+        assert!(hops.iter().all(|hop| !hop.is_finished()));
+    }
+
+    #[test]
+    fn every_chain_brings_an_answer_back() {
+        for kind in [Kind::Fused, Kind::Trio] {
+            goes_round(kind, Frames::Ez, Dialect::Ez);
+            goes_round(kind, Frames::One, Dialect::One);
+        }
+    }
+}
