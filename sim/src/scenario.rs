@@ -21,6 +21,8 @@ pub(crate) const START: Time = Time(1_000_000_000);
 const FAULTS_FROM_MS: u64 = 2_500;
 /// Keys that a worker of bad memory remembers.
 pub(crate) const FEW_KEYS: usize = 5;
+/// Bytes of answers that a home of bad memory remembers.
+pub(crate) const FEW_BYTES: usize = 2_000;
 /// Calls of an episode begin so long before its first fault, milliseconds.
 const BEFORE_MS: u64 = 2_000;
 /// Without calls between two episodes, milliseconds. The longest is longer than keys are
@@ -190,7 +192,7 @@ impl Scenario {
             queue_calls: if rough && c.happens(0.2) { 3 } else { 10_000 },
             max_calls: if rough && c.happens(0.1) { 8 } else { 10_000 },
             max_call_bytes: if rough && c.happens(0.1) { 100_000 } else { 512 << 20 },
-            memory_bytes: if rough && c.happens(0.1) { 2_000 } else { 1 << 20 },
+            memory_bytes: if rough && c.happens(0.1) { FEW_BYTES } else { 1 << 20 },
             faults: Vec::new(),
             loads: Loads::default(),
         };

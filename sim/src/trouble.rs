@@ -10,7 +10,7 @@ use zex_core::Time;
 
 use crate::chance::Chance;
 use crate::queue::NodeId;
-use crate::scenario::{FEW_KEYS, Scenario};
+use crate::scenario::{FEW_BYTES, FEW_KEYS, Scenario};
 
 /// Between two faults of a gentle scenario: time to be whole again, milliseconds.
 const RECOVERY_MS: u64 = 7_000;
@@ -208,13 +208,15 @@ impl Scenario {
     }
 
     /// When a pipe is stopped or slow: what waited in it goes on as if it were new, when it may
-    /// have run elsewhere long since.
+    /// have run elsewhere long since. Where homes remember next to nothing, the same goes for what
+    /// waited for a connection.
     pub(crate) fn murky(&self) -> Vec<(Time, Time)> {
         let pauses = |fault: &Fault| match fault {
             Fault::Freeze { node, .. } | Fault::Slow { node, .. } => *node < self.broker(0),
             _ => false,
         };
-        self.times(pauses)
+        let forgetful = self.memory_bytes <= FEW_BYTES;
+        self.times(|fault| pauses(fault) || (forgetful && matches!(fault, Fault::OneWay { .. })))
     }
 
     /// When somebody is cut off: who has not heard that its call was accepted may have to do
