@@ -7,8 +7,10 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    adapter, bench, broker, brokers, call, demo, pipe, pipeline, scheduler, services, up, workers,
+    adapter, bench, broker, brokers, call, demo, keygen, pipe, pipeline, scheduler, services, up,
+    workers,
 };
+use crate::settings::keys::KeyArgs;
 
 /// A ZeroMQ broker mesh with heartbeating workers, and a durable pipeline engine on top of it.
 ///
@@ -19,6 +21,8 @@ use crate::commands::{
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) general: General,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
     #[command(subcommand)]
     pub(crate) command: Commands,
 }
@@ -37,6 +41,17 @@ pub(crate) struct General {
     pub(crate) log: Option<String>,
 }
 
+/// How a command has to do with keys.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Listens {
+    /// It connects, if anything.
+    No,
+    /// It is a pipe.
+    ByKey,
+    /// It is a mesh in one process, without keys.
+    Local,
+}
+
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Commands {
@@ -52,6 +67,7 @@ pub(crate) enum Commands {
     Workers(workers::WorkersArgs),
     Brokers(brokers::BrokersArgs),
     Pipeline(pipeline::PipelineArgs),
+    Keygen(keygen::KeygenArgs),
 }
 
 impl Commands {
@@ -65,7 +81,17 @@ impl Commands {
             | Self::Adapter(_) => true,
             // The demo's results are its summary.
             Self::Demo(_) | Self::Call(_) | Self::Services(_) | Self::Workers(_) => false,
-            Self::Brokers(_) | Self::Pipeline(_) | Self::Bench(_) => false,
+            Self::Brokers(_) | Self::Pipeline(_) | Self::Bench(_) | Self::Keygen(_) => false,
+        }
+    }
+
+    /// What it does with keys: lets others in by them, or is a whole mesh that has none.
+    pub(crate) fn listens(&self) -> Listens {
+        match self {
+            Self::Pipe(_) => Listens::ByKey,
+            Self::Up(_) | Self::Demo(_) => Listens::Local,
+            Self::Bench(args) if args.up => Listens::Local,
+            _ => Listens::No,
         }
     }
 
@@ -84,6 +110,7 @@ impl Commands {
             Self::Workers(args) => workers::run(args).await,
             Self::Brokers(args) => brokers::run(args).await,
             Self::Pipeline(args) => pipeline::run(args).await,
+            Self::Keygen(args) => keygen::run(args),
         }
     }
 }

@@ -17,6 +17,7 @@ use zex_client::{Client, ClientOptions};
 use zex_plumbing::Context;
 use zex_scheduler::SchedulerSettings;
 
+use crate::settings::keys::Plain;
 use crate::settings::mesh::{Bind, InPipePorts, StatePipePorts, WorkerPipePorts};
 use crate::stop::DRAIN;
 
@@ -41,6 +42,8 @@ pub(crate) struct Size {
     port_base: Option<u16>,
     #[command(flatten)]
     bind: Bind,
+    #[command(flatten)]
+    plain: Plain,
 }
 
 /// Where a mesh in one process listens, and how large it is.
@@ -88,6 +91,7 @@ impl Size {
         let mut endpoints: [String; 6] = Default::default();
         for (endpoint, port) in endpoints.iter_mut().zip(ports) {
             *endpoint = self.bind.endpoint(port)?;
+            self.plain.check(endpoint)?;
         }
         Mesh::start(endpoints, self.brokers)
     }

@@ -3,6 +3,7 @@
 
 use zex_client::{Client, ClientOptions, Code, Status};
 
+use crate::settings::keys;
 use crate::settings::mesh::InPipes;
 
 /// The mesh as a command sees it.
@@ -15,7 +16,7 @@ impl Reach {
     /// Connects; whether anybody is there, the first question shows.
     pub(crate) fn connect(in_pipes: &InPipes) -> anyhow::Result<Self> {
         let endpoints = in_pipes.for_clients()?;
-        let client = Client::connect(&endpoints, ClientOptions::default())?;
+        let client = Client::connect(&endpoints, options())?;
         Ok(Self { client, endpoints })
     }
 
@@ -28,6 +29,11 @@ impl Reach {
             _ => status.into(),
         }
     }
+}
+
+/// How a command's clients connect: with the process's key, if it has one.
+pub(crate) fn options() -> ClientOptions {
+    ClientOptions { context: Some(keys::context()), ..Default::default() }
 }
 
 /// Nobody answers, and what to do.

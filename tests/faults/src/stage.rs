@@ -134,7 +134,9 @@ impl Stage {
                 let name = format!("{name}-{}", number + 1);
                 let (front, back) = (port(base), port(base + 1));
                 let mut command = strings(&[zex(), "pipe", kind, "--json", "--name", &name]);
-                command.extend(strings(&["--bind", &self.host, first[0], &front, first[1], &back]));
+                command.extend(strings(&[
+                    "--plain", "--bind", &self.host, first[0], &front, first[1], &back,
+                ]));
                 self.add(name, command);
             }
         }

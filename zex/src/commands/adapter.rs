@@ -9,6 +9,7 @@ use zex_adapter::{Adapter, Target};
 use zex_worker::Worker;
 
 use crate::output;
+use crate::settings::keys;
 use crate::settings::mesh::WorkerPipes;
 use crate::settings::name::Name;
 use crate::stop::{DRAIN, Stop, ended};
@@ -40,7 +41,11 @@ pub(crate) async fn run(args: AdapterArgs) -> anyhow::Result<()> {
     let (url, name) = (target.url().to_owned(), args.name.or_own("adapter"));
     let pipes = args.worker_pipes.for_workers()?;
     tracing::info!(worker_pipes = pipes.join(","), "connects");
-    let worker = Worker::builder().worker_pipes(pipes).name(&name).capacity(args.capacity);
+    let worker = Worker::builder()
+        .worker_pipes(pipes)
+        .name(&name)
+        .capacity(args.capacity)
+        .context(keys::context());
     let adapter = Adapter::start(target, worker)?;
     let id = adapter.worker().id().to_string();
     if args.json {

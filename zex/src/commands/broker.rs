@@ -6,9 +6,9 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 use zex_broker::{Broker, BrokerSettings};
-use zex_plumbing::Context;
 
 use crate::output;
+use crate::settings::keys;
 use crate::settings::mesh::{InPipes, StatePipes, WorkerPipes};
 use crate::settings::name::Name;
 use crate::stop::{DRAIN, Stop};
@@ -49,7 +49,7 @@ pub(crate) async fn run(args: BrokerArgs) -> anyhow::Result<()> {
         worker_pipes = settings.worker_pipes.join(","),
         "connects"
     );
-    let broker = Broker::start(&Context::new(), settings)?;
+    let broker = Broker::start(&keys::context(), settings)?;
     tokio::select! {
         () = stop.asked() => {}
         ended = live(&broker, &name, args.json) => ended?,

@@ -2,6 +2,7 @@
 //!
 //! A pipe listens and nothing else: it is ready as soon as its ports are bound.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -10,6 +11,7 @@ use serde_json::json;
 use zex_plumbing::{Context, Pipe, PipeSettings, StatePipeSettings};
 
 use crate::output;
+use crate::settings::keys::{self, Plain};
 use crate::settings::mesh::{Bind, InPipePorts, StatePipePorts, WorkerPipePorts};
 use crate::settings::name::Name;
 use crate::stop::{DRAIN, Stop};
@@ -55,6 +57,12 @@ enum Kind {
 struct Common {
     #[command(flatten)]
     bind: Bind,
+    /// File with the keys that may connect, a line each: roles, then the key (see `zex keygen`).
+    /// Together with --key
+    #[arg(long, env = "ZEX_ALLOW", value_name = "FILE", help_heading = "Keys")]
+    allow: Option<PathBuf>,
+    #[command(flatten)]
+    plain: Plain,
     #[command(flatten)]
     name: Name,
     /// Say on stdout in JSON where it listens
@@ -62,19 +70,33 @@ struct Common {
     json: bool,
 }
 
+impl Common {
+    /// With keys, or without where that is right.
+    fn context(&self, endpoint: &str) -> anyhow::Result<Context> {
+        if let Some(gate) = keys::gate(self.allow.as_deref())? {
+            return Ok(gate);
+        }
+        self.plain.check(endpoint)?;
+        Ok(Context::new())
+    }
+}
+
 /// Runs the pipe until it is asked to stop.
 pub(crate) async fn run(args: PipeArgs) -> anyhow::Result<()> {
     let stop = Stop::catch()?;
-    let context = Context::new();
-    let (kind, common, pipe) = match args.kind {
+    let (pipe, kind, common) = match args.kind {
         Kind::In { ports, common } => {
             let settings = edge("in-pipe", &common, ports.in_pipe_port, ports.in_pipe_broker_port)?;
-            ("in", common, Pipe::start_in(&context, &settings)?)
+            (Pipe::start_in(&common.context(&settings.peers_endpoint)?, &settings)?, "in", common)
         }
         Kind::Worker { ports, common } => {
             let (peers, brokers) = (ports.worker_pipe_port, ports.worker_pipe_broker_port);
             let settings = edge("worker-pipe", &common, peers, brokers)?;
-            ("worker", common, Pipe::start_worker(&context, &settings)?)
+            (
+                Pipe::start_worker(&common.context(&settings.peers_endpoint)?, &settings)?,
+                "worker",
+                common,
+            )
         }
         Kind::State { ports, common } => {
             let settings = StatePipeSettings {
@@ -82,7 +104,11 @@ pub(crate) async fn run(args: PipeArgs) -> anyhow::Result<()> {
                 brokers_endpoint: common.bind.endpoint(ports.state_pipe_port)?,
                 publish_endpoint: common.bind.endpoint(ports.state_pipe_publish_port)?,
             };
-            ("state", common, Pipe::start_state(&context, &settings)?)
+            (
+                Pipe::start_state(&common.context(&settings.brokers_endpoint)?, &settings)?,
+                "state",
+                common,
+            )
         }
     };
     say_ready(kind, &pipe, common.json)?;

@@ -3,10 +3,12 @@
 use anyhow::bail;
 use clap::Args;
 use serde_json::json;
-use zex_client::{Client, ClientOptions};
+use zex_client::Client;
 use zex_scheduler::SchedulerSettings;
 
+use crate::reach::options;
 use crate::settings::data::Data;
+use crate::settings::keys;
 use crate::settings::mesh::{InPipes, WorkerPipes};
 use crate::settings::name::Name;
 use crate::stop::{DRAIN, Stop, ended};
@@ -36,9 +38,9 @@ pub(crate) async fn run(args: SchedulerArgs) -> anyhow::Result<()> {
         in_pipes: args.in_pipes.for_clients()?,
         worker_pipes: args.worker_pipes.for_workers()?,
         name: name.clone(),
-        context: None,
+        context: Some(keys::context()),
     };
-    let client = Client::connect(&settings.in_pipes, ClientOptions::default())?;
+    let client = Client::connect(&settings.in_pipes, options())?;
     let scheduler = scheduler::start(&directory, settings).await?;
     let say = async {
         // The mesh may come later than this; it is waited for.

@@ -10,11 +10,11 @@ use anyhow::Context as _;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use zex_client::random_key;
-use zex_plumbing::Context;
 use zex_worker::{Replies, Request, Worker, WorkerHandle, handler};
 
 use super::MAX_IN_FLIGHT;
 use super::load::Load;
+use crate::settings::keys;
 
 /// How long a worker may take to say goodbye; it has nothing left to do.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -42,7 +42,7 @@ impl Echo {
     /// Starts so many workers of the SDK.
     pub(super) fn start(worker_pipes: &[String], load: &Load, count: u16) -> anyhow::Result<Self> {
         let runtime = Builder::new_current_thread().enable_time().build()?;
-        let context = Context::new();
+        let context = keys::context();
         let mut workers = Vec::new();
         let entered = runtime.enter();
         for number in 1..=count {

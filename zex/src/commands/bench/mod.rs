@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
-use zex_client::{Client, ClientOptions};
+use zex_client::Client;
 use zex_plumbing::Context;
 use zex_spec::MAX_BODY_BYTES;
 use zex_spec::proto::WorkerInfo;
@@ -33,6 +33,7 @@ use self::load::{Begins, Load, Pace, Until, Window};
 use crate::mesh::Size;
 use crate::output;
 use crate::reach;
+use crate::settings::keys;
 use crate::settings::mesh::{InPipes, WorkerPipes};
 
 /// Requests that a load may have in flight in all: as many as one client and one worker may hold.
@@ -96,7 +97,7 @@ pub(crate) struct BenchArgs {
     ez: bool,
     /// Run a mesh of its own in this process, on ports that the system picks
     #[arg(long)]
-    up: bool,
+    pub(crate) up: bool,
     /// Report the CPU time of this process, too, as in broker=4711; again for more
     #[arg(long, value_name = "ROLE=PID")]
     pid: Vec<Pid>,
@@ -221,7 +222,8 @@ async fn measure(
     }
     let (mut begins, begun) = Begins::new();
     let mut threads = Vec::new();
-    let context = Context::new();
+    // The old dialect knows no keys.
+    let context = if args.ez { Context::new() } else { keys::context() };
     if !args.ez {
         known(place, &load, args.workers).await?;
     }
@@ -255,7 +257,7 @@ async fn measure(
 /// Waits until the mesh knows our workers. Whether a service that was named has any, the first
 /// request shows.
 async fn known(place: &Place, load: &Load, workers: u16) -> anyhow::Result<()> {
-    let client = Client::connect(&place.in_pipes, ClientOptions::default())?;
+    let client = Client::connect(&place.in_pipes, reach::options())?;
     let until = Instant::now() + READY;
     let wanted = if load.echoes { usize::from(workers) } else { 0 };
     let (service, _) = &load.service;
