@@ -16,10 +16,14 @@ use crate::monitor::Monitor;
 use crate::security::zap::{self, Gate};
 use crate::{AllowList, Error, Keys, PublicKey, Role, Socket};
 
-/// Messages that may wait in each direction for one client or worker. libzmq counts messages, not
-/// bytes, and at both ends: enough for a burst, little enough that one peer which does not read
-/// stays small (a thousand replies of 1 KiB are 1 MiB).
+/// Messages from one client or worker that may wait at a pipe, and as many at its own end for it:
+/// enough for a burst, little enough that one peer which does not read stays small (a thousand
+/// replies of 1 KiB are 1 MiB). libzmq counts messages, not bytes, and at both ends.
 const PEER_QUEUE_MESSAGES: i32 = 1_000;
+/// Messages that may wait at a pipe for one client or worker. libzmq gives room back in lots of half
+/// a queue and only now and then, so a thread that sends a burst may find as little as half of it: a
+/// client with a thousand calls underway lost answers by a queue of a thousand.
+const FOR_PEER_QUEUE_MESSAGES: i32 = 8_192;
 /// Messages that may wait in each direction between a pipe and a broker: the traffic of all peers
 /// meets here. A tenth of a second at a hundred thousand messages a second.
 const BROKER_QUEUE_MESSAGES: i32 = 10_000;
@@ -302,13 +306,16 @@ impl Context {
     /// What every socket has.
     fn socket(&self, kind: zmq::SocketType, towards: Towards) -> Result<zmq::Socket, Error> {
         let socket = self.inner.socket(kind).map_err(option("make a socket"))?;
-        let queue = match towards {
-            Towards::Clients | Towards::Workers => PEER_QUEUE_MESSAGES,
-            Towards::Brokers => BROKER_QUEUE_MESSAGES,
+        let (out, into) = match (towards, kind) {
+            (Towards::Clients | Towards::Workers, zmq::ROUTER) => {
+                (FOR_PEER_QUEUE_MESSAGES, PEER_QUEUE_MESSAGES)
+            }
+            (Towards::Clients | Towards::Workers, _) => (PEER_QUEUE_MESSAGES, PEER_QUEUE_MESSAGES),
+            (Towards::Brokers, _) => (BROKER_QUEUE_MESSAGES, BROKER_QUEUE_MESSAGES),
         };
         let set = || {
-            socket.set_sndhwm(queue)?;
-            socket.set_rcvhwm(queue)?;
+            socket.set_sndhwm(out)?;
+            socket.set_rcvhwm(into)?;
             socket.set_maxmsgsize(MAX_FRAME_BYTES)?;
             socket.set_linger(LINGER_MS)?;
             socket.set_reconnect_ivl(RECONNECT_MS)?;
