@@ -330,6 +330,27 @@ fn a_client_that_never_reads_delays_nobody() {
 }
 
 #[test]
+fn four_thousand_answers_at_once_all_reach_a_client_that_reads_them_late() {
+    const ANSWERS: u32 = 4_000;
+    let context = Context::new();
+    let pipe = in_pipe(&context);
+    let broker = FakeBroker::ready(&context, &pipe, "a");
+    let client = Peer::client(&context, &pipe);
+    client.send(&call("pkg.Service", Bytes::new()));
+    let call = broker.hear();
+    let before = pipe.stats().to_peers;
+    for number in 0..ANSWERS {
+        let body = Bytes::copy_from_slice(&number.to_be_bytes());
+        broker.send(&reply_to(broker.id, &call, body));
+    }
+    until(|| pipe.stats().to_peers + pipe.stats().dropped_full >= before + u64::from(ANSWERS));
+    for number in 0..ANSWERS {
+        let body = Bytes::copy_from_slice(&number.to_be_bytes());
+        assert_eq!(client.hear().body, Body::Bytes(body), "{:?}", pipe.stats());
+    }
+}
+
+#[test]
 fn a_pipe_that_starts_again_finds_everybody() {
     let context = Context::new();
     let pipe = in_pipe(&context);
