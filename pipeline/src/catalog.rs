@@ -25,16 +25,31 @@ pub enum CatalogError {
     /// It is no set of descriptors, or files are missing in it.
     #[error("not a usable FileDescriptorSet: {0}")]
     Descriptors(#[from] DescriptorError),
+    /// Two files in it define the same name.
+    #[error("not a usable FileDescriptorSet: its files contradict one another")]
+    Contradiction,
     /// It does not hold the service it was given for.
     #[error("the descriptors given for {0} do not have it")]
     NoService(String),
+}
+
+/// Reads an encoded `FileDescriptorSet` that came from outside.
+///
+/// prost-reflect 0.16 panics where it should say that two files define one name, so the panic is
+/// caught here; nothing but the new pool is touched by it.
+///
+/// # Errors
+/// [`CatalogError::Descriptors`], or [`CatalogError::Contradiction`].
+pub fn pool(descriptor_set: &[u8]) -> Result<DescriptorPool, CatalogError> {
+    let decoded = std::panic::catch_unwind(|| DescriptorPool::decode(descriptor_set));
+    Ok(decoded.map_err(|_| CatalogError::Contradiction)??)
 }
 
 impl Catalog {
     /// Adds a service by an encoded `FileDescriptorSet` that holds it. When it was
     /// known, it is known by these descriptors from now on.
     pub fn insert(&mut self, service: &str, descriptor_set: &[u8]) -> Result<(), CatalogError> {
-        let pool = DescriptorPool::decode(descriptor_set)?;
+        let pool = pool(descriptor_set)?;
         let Some(found) = pool.get_service_by_name(service) else {
             return Err(CatalogError::NoService(service.to_owned()));
         };

@@ -13,8 +13,7 @@
 use anyhow::Context as _;
 use prost_reflect::prost::Message as _;
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, SerializeOptions,
-    ServiceDescriptor,
+    DynamicMessage, MessageDescriptor, MethodDescriptor, SerializeOptions, ServiceDescriptor,
 };
 use serde_json::Value;
 
@@ -26,7 +25,7 @@ pub(crate) struct Service(ServiceDescriptor);
 impl Service {
     /// Finds the service in its serialized `FileDescriptorSet`.
     pub(crate) fn read(name: &str, descriptors: &[u8]) -> anyhow::Result<Self> {
-        let pool = DescriptorPool::decode(descriptors)
+        let pool = zex_pipeline::catalog::pool(descriptors)
             .with_context(|| format!("the descriptors that {name} hands out cannot be read"))?;
         let found = pool.get_service_by_name(name);
         let found =

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use minijinja::Value;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
-use zex_pipeline::catalog::Catalog;
+use zex_pipeline::catalog::{self, Catalog};
 use zex_pipeline::expression::{Expression, Template};
 use zex_pipeline::record::Record;
 use zex_pipeline::{definition as definitions, document, message};
@@ -31,7 +31,7 @@ pub(crate) fn expression(data: &[u8]) {
 pub(crate) fn descriptors(data: &[u8]) {
     let mut catalog = Catalog::default();
     let _ = catalog.insert("pkg.Service", data);
-    let Ok(pool) = DescriptorPool::decode(data) else { return };
+    let Ok(pool) = catalog::pool(data) else { return };
     for service in pool.services() {
         if catalog.insert(service.full_name(), data).is_ok() {
             for method in service.methods() {

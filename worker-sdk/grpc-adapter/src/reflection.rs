@@ -396,7 +396,10 @@ const FILE_TAG: u32 = 1;
 
 /// The methods of a service by its descriptors, which are checked as a whole on the way.
 fn methods(name: &str, descriptors: &[u8]) -> Result<BTreeMap<String, Method>, String> {
-    let pool = DescriptorPool::decode(descriptors)
+    // prost-reflect 0.16 panics where it should say that two files define one name; nothing but
+    // the new pool is touched by that.
+    let pool = std::panic::catch_unwind(|| DescriptorPool::decode(descriptors))
+        .map_err(|_| "its descriptors contradict one another".to_owned())?
         .map_err(|error| format!("its descriptors do not fit together: {error}"))?;
     let service = pool
         .get_service_by_name(name)
