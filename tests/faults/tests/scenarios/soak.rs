@@ -22,8 +22,8 @@ const SHORT_S: u64 = 15;
 
 fn duration() -> Duration {
     let minutes = std::env::var("ZEX_FAULTS_MINUTES").ok();
-    let seconds = minutes.map_or(SHORT_S, |minutes| minutes.parse::<u64>().unwrap() * 60);
-    Duration::from_secs(seconds)
+    let long = |minutes: String| Duration::from_secs_f64(minutes.parse::<f64>().unwrap() * 60.0);
+    minutes.map_or(Duration::from_secs(SHORT_S), long)
 }
 
 #[test]
