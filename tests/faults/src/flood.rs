@@ -180,21 +180,22 @@ pub fn replies(endpoint: &str, owners: &[BrokerId], until: Instant) -> usize {
 pub fn greedy_worker(endpoint: &str, real: &[String], until: Instant) -> usize {
     let (context, mut refused, id) = (Context::new(), 0, new_peer_id());
     let socket = context.dealer_for_worker(id, endpoint).unwrap();
-    let mut beat = Instant::now();
+    let (mut beat, mut beats) = (Instant::now(), 0);
     while Instant::now() < until {
         if Instant::now() >= beat {
+            beats += 1;
             let more = real.len()..MOST_SERVICES;
             let more = more.map(|number| format!("greedy.{id}.{number}"));
             let services = real.iter().cloned().chain(more).collect();
             let (name, capacity) = ("greedy".to_owned(), u32::MAX);
             let register = Register { name, version: 1, capacity, services };
-            // What it claims to hold keeps work from it, so half the time it claims nothing.
-            let count = if fastrand::bool() { 10_000 } else { 0 };
+            // What it claims to hold keeps work from it, so every other time it claims nothing.
+            let count = if beats % 2 == 0 { 10_000 } else { 0 };
             let numbers = (0..count).map(|_| fastrand::u64(..)).collect();
             let owner = Incarnation(fastrand::u64(..));
             let held = vec![Held { owner, seen: u64::MAX, numbers }];
-            let beats = Heartbeat { version: 1, held };
-            for message in [Message::from(register), beats.into()] {
+            let heartbeat = Heartbeat { version: 1, held };
+            for message in [Message::from(register), heartbeat.into()] {
                 send(&socket, &Packet::from_peer(Steer::All, message, Bytes::new()));
             }
             beat = Instant::now() + Duration::from_millis(500);
