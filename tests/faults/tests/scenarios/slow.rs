@@ -89,7 +89,7 @@ fn a_slow_worker_does_not_slow_the_others() {
     let best = |rates: &[f64]| rates.iter().copied().fold(0.0, f64::max);
     let kept = best(&beside) / best(&alone);
     // In a short run the machine has others to serve, who take more than the difference.
-    let wanted = scaled(0.6, 0.95);
+    let wanted = scaled(0.3, 0.95);
     assert!(kept >= wanted, "{:.1} % of their throughput", kept * 100.0);
     for broker in stage.names("broker-") {
         let bytes = stage.program(&broker).memory_bytes();
