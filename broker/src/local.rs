@@ -190,7 +190,10 @@ impl LocalMesh {
             .drain(..)
             .map(|(_, broker)| std::thread::spawn(move || broker.drain(patience)));
         let drains: Vec<_> = drains.collect();
-        drains.into_iter().all(|drain| drain.join().unwrap_or(false))
+        // Each is waited for, also behind one that was not done in time.
+        let done: Vec<bool> =
+            drains.into_iter().map(|drain| drain.join().unwrap_or(false)).collect();
+        done.into_iter().all(|done| done)
     }
 }
 

@@ -60,7 +60,7 @@ pub use clock::{Clock, epoch_now, new_peer_id};
 pub use context::Context;
 pub use dealers::Dealers;
 pub use mailbox::{Handle, Mailbox, NotSent, mailbox, wait};
-pub use pipe::{FusedPipe, FusedStats, Pipe, PipeSettings, PipeStats, StatePipeSettings};
+pub use pipe::{FusedPipe, Pipe, PipeSettings, PipeStats, StatePipeSettings};
 pub use security::{AllowError, AllowList, KeyError, Keys, PublicKey, Role};
 pub use socket::{Sent, Socket};
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   0   2   3   4     6     8           12          16
-//!   ├ZX─┼ver┼knd┼flags┼─ 0 ─┼header_len─┼ principal ┤        all integers big-endian
+//!   ├ZX─┼ver┼knd┼flags┼─ 0 ─┼header_len─┼─── 0 ─────┤        all integers big-endian
 //!  16              24              32                              48
 //!   ├──── steer ───┼──── pipe ─────┼───────────── peer ────────────┼─ header ─┼─ body ─┤
 //! ```

@@ -40,6 +40,7 @@ pub(crate) fn options() -> ClientOptions {
 pub(crate) fn nobody(endpoints: &[String]) -> String {
     let endpoints = endpoints.join(", ");
     format!(
-        "no mesh answers at {endpoints}; start one with `zex up`, or say where it is with --in-pipe"
+        "no mesh answers at {endpoints}; start one with `zex up`, or say where it is with --in-pipe; \
+         if it has keys, its pipe's log says who is refused and why"
     )
 }

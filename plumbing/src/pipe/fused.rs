@@ -8,14 +8,13 @@
 //! The wire at the edges is the same, and other brokers join as they join any pipe. Used by a
 //! broker that owns its pipes, which `zex up` with one broker is made of.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use zex_core::pipe::Side;
 use zex_spec::{BrokerId, Packet, PipeId};
 
 use super::edge::Edge;
-use super::{PipeSettings, PipeStats, Published, Report};
+use super::{PipeSettings, Report};
 use crate::context::Towards;
 use crate::{Context, Error, Socket, epoch_now};
 
@@ -24,18 +23,6 @@ pub struct FusedPipe {
     edge: Edge,
     front: String,
     back: String,
-    published: Arc<Published>,
-}
-
-/// What a [`FusedPipe`] has done so far, for who does not drive it.
-#[derive(Clone)]
-pub struct FusedStats(Arc<Published>);
-
-impl FusedStats {
-    /// The counts of now.
-    pub fn read(&self) -> PipeStats {
-        self.0.read()
-    }
 }
 
 impl FusedPipe {
@@ -61,9 +48,8 @@ impl FusedPipe {
         let id = PipeId::new(&settings.name, epoch_now());
         let (front, back) = (peers.endpoint().to_owned(), brokers.endpoint().to_owned());
         let report = Report::new(&settings.name);
-        let published = Arc::clone(&report.published);
         tracing::info!(pipe = settings.name, %id, front, back, "pipe started in its broker's thread");
-        Ok(Self { edge: Edge::new(side, id, [peers, brokers], report), front, back, published })
+        Ok(Self { edge: Edge::new(side, id, [peers, brokers], report), front, back })
     }
 
     /// Names the broker that drives it. Before, nothing reaches it.
@@ -79,11 +65,6 @@ impl FusedPipe {
     /// Where other brokers connect.
     pub fn back_endpoint(&self) -> &str {
         &self.back
-    }
-
-    /// Its counts, for other threads.
-    pub fn stats(&self) -> FusedStats {
-        FusedStats(Arc::clone(&self.published))
     }
 
     /// Takes in a burst from each side. Whether there was anything.

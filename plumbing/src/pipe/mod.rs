@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use zex_core::pipe::Side;
 use zex_spec::{BrokerId, Incarnation, Malformed, PipeId};
 
-pub use fused::{FusedPipe, FusedStats};
+pub use fused::FusedPipe;
 
 use crate::context::Towards;
 use crate::{Context, Error, Handle, Socket, epoch_now, mailbox};
