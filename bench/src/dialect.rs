@@ -68,6 +68,7 @@ impl Requests {
                     age_ms: 0,
                     options: Options::default(),
                     priority: DEFAULT_PRIORITY,
+                    metadata: Default::default(),
                 };
                 let steer = Steer::Home(ServiceHash::of(SERVICE.as_bytes()));
                 let (frame, rest) = Packet::from_peer(steer, call, body.into()).encode();
@@ -157,7 +158,7 @@ impl Echo {
                 let seen = self.seen.entry(address.owner).or_default();
                 *seen = (*seen).max(address.number);
                 let (address, key) = (work.address, work.key);
-                let reply = Reply { address, key, code: 0, message: String::new(), chunks: 0 };
+                let reply = Reply { address, key, ..Reply::default() };
                 let steer = Steer::Owner(packet_owner(&reply)?);
                 let (frame, _) = Packet::from_peer(steer, reply, body).encode();
                 Some(vec![Message::from(frame)])

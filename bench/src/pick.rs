@@ -185,6 +185,7 @@ impl Stage {
             age_ms: 0,
             options: Options::default(),
             priority: DEFAULT_PRIORITY,
+            metadata: Default::default(),
         };
         self.says(Link::In(0), IN_PIPE, peer(u32::MAX), call);
     }
@@ -195,7 +196,7 @@ impl Stage {
         for _ in 0..count {
             let (worker, work) = self.works.pop_front().context("a call got no worker")?;
             let (address, key) = (work.address, work.key);
-            let reply = Reply { address, key, code: 0, message: String::new(), chunks: 0 };
+            let reply = Reply { address, key, ..Reply::default() };
             self.says(Link::Worker(0), WORKER_PIPE, worker, reply);
             self.call();
         }

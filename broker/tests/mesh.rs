@@ -164,6 +164,7 @@ fn call(service: &str, body: Bytes) -> Packet {
         age_ms: 0,
         options: Options::IDEMPOTENT.with(Options::WAIT),
         priority: DEFAULT_PRIORITY,
+        metadata: Default::default(),
     };
     Packet::from_peer(Steer::Home(ServiceHash::of(service.as_bytes())), call, body)
 }
@@ -231,8 +232,14 @@ fn serve(
                 served.fetch_add(1, Ordering::SeqCst);
                 let address = zex_spec::Address::decode(&work.address).unwrap();
                 let (key, code, chunks) = (work.key, Code::Ok as u8, 0);
-                let reply =
-                    Reply { address: work.address, key, code, message: String::new(), chunks };
+                let reply = Reply {
+                    address: work.address,
+                    key,
+                    code,
+                    message: String::new(),
+                    chunks,
+                    ..Reply::default()
+                };
                 let wait_ms = if work.service == SLOW_SERVICE { SLOW_MS } else { 0 };
                 slow.push((Instant::now() + Duration::from_millis(wait_ms), owner, reply, body));
                 if !held.iter().any(|held| held.owner == owner) {

@@ -5,13 +5,31 @@ use std::time::Duration;
 use bytes::Bytes;
 use zex_core::Time;
 use zex_core::session::client::NewCall;
-use zex_spec::{DEFAULT_PRIORITY, Key, Options};
+use zex_spec::{DEFAULT_PRIORITY, Key, Metadata, Options, Status};
 
 use crate::keys::random_key;
 
 /// How long a call may take if nothing is said: what a person waits at most. Every call has a
 /// deadline, so that nothing waits for ever.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How a unary call ended, with what came beside its reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The reply, or the status that it ended with.
+    pub outcome: Result<Bytes, Status>,
+    /// What the answer began with.
+    pub headers: Metadata,
+    /// What it ended with.
+    pub trailers: Metadata,
+}
+
+impl From<Result<Bytes, Status>> for Answer {
+    /// One without metadata.
+    fn from(outcome: Result<Bytes, Status>) -> Self {
+        Self { outcome, headers: Metadata::EMPTY, trailers: Metadata::EMPTY }
+    }
+}
 
 /// A call to be made by [`crate::Client::unary`] or [`crate::Client::server_stream`].
 #[derive(Debug, Clone)]
@@ -24,6 +42,7 @@ pub struct Call {
     deadline: Duration,
     options: Options,
     priority: u8,
+    metadata: Metadata,
 }
 
 impl Call {
@@ -41,6 +60,7 @@ impl Call {
             deadline: DEFAULT_DEADLINE,
             options: Options::default(),
             priority: DEFAULT_PRIORITY,
+            metadata: Metadata::EMPTY,
         }
     }
 
@@ -76,6 +96,12 @@ impl Call {
         self
     }
 
+    /// What goes along with the request, as gRPC's metadata does.
+    pub fn metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
     fn option(mut self, option: Options, yes: bool) -> Self {
         self.options =
             if yes { self.options.with(option) } else { Options(self.options.0 & !option.0) };
@@ -92,6 +118,7 @@ impl Call {
             deadline: now + self.deadline,
             options: self.options.with(more),
             priority: self.priority,
+            metadata: self.metadata,
         }
     }
 }

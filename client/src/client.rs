@@ -9,7 +9,7 @@ use zex_core::session::client::{Limits, NewCall};
 use zex_plumbing::{Clock, Context, Handle, mailbox, new_peer_id};
 use zex_spec::{Code, Key, Options, Status};
 
-use crate::call::Call;
+use crate::call::{Answer, Call};
 use crate::mesh::Mesh;
 use crate::replies::Replies;
 use crate::thread::{Command, IoThread, Waiter};
@@ -100,7 +100,7 @@ impl Door {
 struct Waiting<'a> {
     shared: &'a Shared,
     key: Key,
-    reply: oneshot::Receiver<Result<Bytes, Status>>,
+    reply: oneshot::Receiver<Answer>,
     ended: bool,
 }
 
@@ -152,14 +152,21 @@ impl Client {
     /// # Errors
     /// The status that the call ended with; it always ends, by its deadline.
     pub async fn unary(&self, call: Call) -> Result<Bytes, Status> {
+        self.unary_answer(call).await.outcome
+    }
+
+    /// The same, with the metadata of the answer, which an error may have, too.
+    pub async fn unary_answer(&self, call: Call) -> Answer {
         let call = call.start(self.shared.clock.now(), Options::default());
         let (sender, reply) = oneshot::channel();
         let key = call.key;
-        self.shared.call(call, Waiter::Unary(sender)).await?;
+        if let Err(status) = self.shared.call(call, Waiter::unary(sender)).await {
+            return Err(status).into();
+        }
         let mut waiting = Waiting { shared: &self.shared, key, reply, ended: false };
-        let outcome = (&mut waiting.reply).await;
+        let answer = (&mut waiting.reply).await;
         waiting.ended = true;
-        outcome.unwrap_or_else(|_| Err(thread_gone()))
+        answer.unwrap_or_else(|_| Err(thread_gone()).into())
     }
 
     /// Makes a call with a stream of replies. It is underway when this returns; what goes wrong
@@ -291,7 +298,7 @@ mod tests {
         let (sender, _reply) = oneshot::channel();
         let begun = Instant::now();
         let call = call.start(shared.clock.now(), Options::default());
-        let status = shared.call(call, Waiter::Unary(sender)).await.unwrap_err();
+        let status = shared.call(call, Waiter::unary(sender)).await.unwrap_err();
         assert_eq!(status.code, Code::ResourceExhausted, "{status}");
         assert!(begun.elapsed() >= Duration::from_millis(45), "{:?}", begun.elapsed());
     }

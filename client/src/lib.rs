@@ -6,7 +6,7 @@
 //! ```
 //!
 //! - [`Client`], [`Call`]: unary calls and server streams; each has one final outcome, by its
-//!   deadline, and is sent again safely under its key.
+//!   deadline, and is sent again safely under its key. [`Answer`]: with the metadata around it.
 //! - [`Replies`]: a server stream; credit flows as it is read, dropping it cancels.
 //! - [`Mesh`]: what the brokers say of themselves, and the descriptors of services.
 //! - [`ez`]: one request in the dialect of 2020.
@@ -39,10 +39,10 @@ mod mesh;
 mod replies;
 mod thread;
 
-pub use call::Call;
+pub use call::{Answer, Call};
 pub use client::{Client, ClientError, ClientOptions};
 pub use keys::random_key;
 pub use mesh::Mesh;
 pub use replies::Replies;
 pub use zex_core::session::client::Limits;
-pub use zex_spec::{Code, Key, Status};
+pub use zex_spec::{Code, Key, Metadata, MetadataError, Status};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use zex_core::session::{BrokenStream, Messages};
-use zex_spec::{Code, INITIAL_CREDIT_BYTES, Key, Status};
+use zex_spec::{Code, INITIAL_CREDIT_BYTES, Key, Metadata, Status};
 
 use crate::client::{Shared, thread_gone};
 use crate::thread::{Command, Part};
@@ -28,18 +28,52 @@ pub struct Replies {
     messages: Messages,
     /// Taken off the chunks and not reported yet.
     unreported_bytes: u32,
+    headers: Option<Metadata>,
+    trailers: Metadata,
+    /// What came while somebody waited for the headers.
+    ahead: Option<Part>,
     ended: bool,
 }
 
 impl Replies {
     pub(crate) fn new(shared: Arc<Shared>, key: Key, parts: mpsc::UnboundedReceiver<Part>) -> Self {
         let messages = Messages::default();
-        Self { shared, key, parts, messages, unreported_bytes: 0, ended: false }
+        Self {
+            shared,
+            key,
+            parts,
+            messages,
+            unreported_bytes: 0,
+            headers: None,
+            trailers: Metadata::EMPTY,
+            ahead: None,
+            ended: false,
+        }
     }
 
     /// The call's key.
     pub fn key(&self) -> Key {
         self.key
+    }
+
+    /// What the answer begins with; empty if its first message, or its end, comes before. Waits for
+    /// one of these.
+    pub async fn headers(&mut self) -> &Metadata {
+        while self.headers.is_none() && self.ahead.is_none() && !self.ended {
+            match self.parts.recv().await {
+                Some(Part::Headers(headers)) => self.headers = Some(headers),
+                Some(Part::Trailers(trailers)) => self.trailers = trailers,
+                Some(part) => self.ahead = Some(part),
+                // The next message says so.
+                None => break,
+            }
+        }
+        self.headers.get_or_insert_default()
+    }
+
+    /// What the answer ended with; empty before its end.
+    pub fn trailers(&self) -> &Metadata {
+        &self.trailers
     }
 
     /// The next message. `None` when the stream has ended well; an error is the last item. No
@@ -61,7 +95,13 @@ impl Replies {
                 }
                 self.unreported_bytes = 0;
             }
-            match self.parts.recv().await {
+            let part = match self.ahead.take() {
+                Some(part) => Some(part),
+                None => self.parts.recv().await,
+            };
+            match part {
+                Some(Part::Headers(headers)) => self.headers = Some(headers),
+                Some(Part::Trailers(trailers)) => self.trailers = trailers,
                 Some(Part::Chunk(part)) => {
                     self.unreported_bytes += u32::try_from(part.len()).unwrap_or(u32::MAX);
                     self.messages.push(part);

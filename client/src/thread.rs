@@ -16,8 +16,9 @@ use zex_core::Time;
 use zex_core::session::Path;
 use zex_core::session::client::{Action, Event, Limits, NewCall, Session};
 use zex_plumbing::{Clock, Dealers, Mailbox, Socket};
-use zex_spec::{Code, Key, Status};
+use zex_spec::{Code, Key, Metadata, Status};
 
+use crate::call::Answer;
 use crate::client::Door;
 
 /// Commands, and packets of one pipe, that one turn takes, so that none starves the others.
@@ -37,25 +38,34 @@ pub(crate) enum Command {
 
 /// Part of a stream on its way to its reader. Their number is bounded by the stream's credit.
 pub(crate) enum Part {
+    /// What the stream begins with.
+    Headers(Metadata),
     /// The body of a chunk.
     Chunk(Bytes),
+    /// What it ends with.
+    Trailers(Metadata),
     /// Nothing comes after it.
     End(Result<Bytes, Status>),
 }
 
 /// Who waits for a call.
 pub(crate) enum Waiter {
-    /// For its one reply.
-    Unary(oneshot::Sender<Result<Bytes, Status>>),
+    /// For its one reply; with the headers and the trailers, which come before it.
+    Unary(oneshot::Sender<Answer>, Metadata, Metadata),
     /// For its stream.
     Stream(mpsc::UnboundedSender<Part>),
 }
 
 impl Waiter {
+    /// For one reply.
+    pub(crate) fn unary(reply: oneshot::Sender<Answer>) -> Self {
+        Self::Unary(reply, Metadata::EMPTY, Metadata::EMPTY)
+    }
+
     /// Whether it has stopped waiting.
     fn is_gone(&self) -> bool {
         match self {
-            Self::Unary(reply) => reply.is_closed(),
+            Self::Unary(reply, ..) => reply.is_closed(),
             Self::Stream(parts) => parts.is_closed(),
         }
     }
@@ -63,7 +73,9 @@ impl Waiter {
     /// The end of a call; who has stopped waiting does not mind.
     fn end(self, outcome: Result<Bytes, Status>) {
         match self {
-            Self::Unary(reply) => drop(reply.send(outcome)),
+            Self::Unary(reply, headers, trailers) => {
+                drop(reply.send(Answer { outcome, headers, trailers }));
+            }
             Self::Stream(parts) => drop(parts.send(Part::End(outcome))),
         }
     }
@@ -184,11 +196,20 @@ impl IoThread {
                     }
                 }
                 Action::Chunk(key, part) => {
-                    // A reader that is gone has said so with a cancel.
                     if let Some(Waiter::Stream(parts)) = self.waiters.get(&key) {
-                        let _ = parts.send(Part::Chunk(part));
+                        give(parts, Part::Chunk(part));
                     }
                 }
+                Action::Headers(key, headers) => match self.waiters.get_mut(&key) {
+                    Some(Waiter::Unary(_, place, _)) => *place = headers,
+                    Some(Waiter::Stream(parts)) => give(parts, Part::Headers(headers)),
+                    None => {}
+                },
+                Action::Trailers(key, trailers) => match self.waiters.get_mut(&key) {
+                    Some(Waiter::Unary(.., place)) => *place = trailers,
+                    Some(Waiter::Stream(parts)) => give(parts, Part::Trailers(trailers)),
+                    None => {}
+                },
                 Action::End(key, outcome) => {
                     if let Some(waiter) = self.waiters.remove(&key) {
                         waiter.end(outcome);
@@ -197,4 +218,9 @@ impl IoThread {
             }
         }
     }
+}
+
+/// Hands a stream's reader the next of it. A reader that is gone has said so with a cancel.
+fn give(parts: &mpsc::UnboundedSender<Part>, part: Part) {
+    let _ = parts.send(part);
 }

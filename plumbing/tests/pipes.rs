@@ -38,7 +38,7 @@ fn reply_to(broker: BrokerId, call: &Packet, body: Bytes) -> Packet {
     let (key, address, message) = (header.key, Bytes::new(), String::new());
     Packet {
         steer: Steer::Owner(broker),
-        message: Reply { address, key, code, message, chunks }.into(),
+        message: Reply { address, key, code, message, chunks, ..Reply::default() }.into(),
         body: Body::Bytes(body),
         ..call.clone()
     }
@@ -231,7 +231,7 @@ fn beats_reach_every_broker_and_replies_their_owner() {
         assert_eq!(broker.beat(false, false), Sent::Sent);
         broker.hear_pipe_beat();
         let (address, key) = (Bytes::new(), Key([4; 16]));
-        let reply = Reply { address, key, code: 0, message: String::new(), chunks: 0 };
+        let reply = Reply { address, key, ..Reply::default() };
         worker.send(&Packet::from_peer(Steer::Owner(broker.id), reply, Bytes::new()));
         assert!(matches!(broker.hear().message, Message::Reply(_)));
     }
@@ -253,6 +253,7 @@ fn work_for_a_worker_that_is_gone_comes_back_to_who_sent_it() {
         deadline_ms: 1_000,
         attempt: 0,
         options: zex_spec::Options::default(),
+        metadata: Default::default(),
     };
     packet.message = work.into();
     packet.steer = Steer::Owner(broker.id);
@@ -452,6 +453,7 @@ fn a_worker_pipe_that_drains_gives_work_back_and_passes_answers() {
         deadline_ms: 1_000,
         attempt: 0,
         options: zex_spec::Options::default(),
+        metadata: Default::default(),
     };
     (work.message, work.steer) = (header.into(), Steer::Owner(broker.id));
     broker.send(&work);
@@ -464,7 +466,7 @@ fn a_worker_pipe_that_drains_gives_work_back_and_passes_answers() {
     );
     assert_eq!(back, Packet { bounced: true, ..work.clone() });
     let (address, key) = (Bytes::new(), Key([4; 16]));
-    let reply = Reply { address, key, code: 0, message: String::new(), chunks: 0 };
+    let reply = Reply { address, key, ..Reply::default() };
     worker.send(&Packet::from_peer(Steer::Owner(broker.id), reply, Bytes::new()));
     assert!(matches!(broker.hear().message, Message::Reply(_)));
     until(|| !pipe.is_running());

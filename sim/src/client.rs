@@ -178,7 +178,16 @@ impl ClientNode {
             self.cancels.insert((at, key));
         }
         let (service, method) = (service_name(number), "Echo".to_owned());
-        let call = NewCall { key, service, method, body, deadline, options, priority };
+        let call = NewCall {
+            key,
+            service,
+            method,
+            body,
+            deadline,
+            options,
+            priority,
+            metadata: Default::default(),
+        };
         self.handle(env, Event::Call(call));
     }
 
@@ -193,6 +202,8 @@ impl ClientNode {
                     }
                 }
                 Action::Chunk(key, part) => self.read(env, key, part),
+                // Nobody here sends any.
+                Action::Headers(..) | Action::Trailers(..) => {}
                 Action::End(key, outcome) => self.end(env, key, &outcome),
             }
         }

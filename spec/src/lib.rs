@@ -8,7 +8,7 @@
 //! - [`Prefix`]: the 48 bytes that pipes read. [`Packet`]: prefix, [`Message`] and body.
 //! - [`ez`]: the other dialect, of 2020, on the same ports.
 //! - [`Incarnation`], [`PeerId`], [`Key`], [`Address`], [`home`]: the names on the wire.
-//! - [`Code`], [`Status`]: how a call ends.
+//! - [`Code`], [`Status`]: how a call ends. [`Metadata`]: what travels beside its messages.
 //! - [`proto`]: the protobuf messages of the services that the mesh itself answers.
 //!
 //! `protocol.md` beside this crate is the specification; `vectors/` holds examples, valid and
@@ -17,6 +17,7 @@
 pub mod ez;
 mod ids;
 mod message;
+mod metadata;
 mod packet;
 mod prefix;
 pub mod proto;
@@ -25,6 +26,7 @@ mod status;
 
 pub use ids::*;
 pub use message::*;
+pub use metadata::*;
 pub use packet::*;
 pub use prefix::*;
 pub use status::*;

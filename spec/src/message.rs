@@ -4,10 +4,11 @@
 //! the whole protocol; `protocol.md` says what each side must do.
 
 use bytes::Bytes;
+use serde::ser::{SerializeTuple as _, Serializer};
 use serde::{Deserialize, Serialize};
 
-use crate::shape::Shape::{self, Bin, Bin16, Bool, Fields, List, Str, Uint};
-use crate::{Incarnation, Key, Malformed, PeerId, Result};
+use crate::shape::Shape::{self, Bin, Bin16, Bool, Fields, List, Maybe, Str, Uint};
+use crate::{Incarnation, Key, Malformed, Metadata, PeerId, Result};
 
 /// How a call wants to be treated; bits of [`Call::options`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -59,6 +60,10 @@ pub struct Call {
     /// 0 to [`MAX_PRIORITY`], [`DEFAULT_PRIORITY`] if the caller says nothing: of the calls that wait
     /// for a worker of one service the higher go first.
     pub priority: u8,
+    /// What the caller says beside the request. When there is none the array ends before it; so it
+    /// is with all metadata.
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    pub metadata: Metadata,
 }
 
 /// The highest priority of a call: ten of them, as in most message brokers.
@@ -75,7 +80,7 @@ pub struct Accepted {
 
 /// The end of a call. The body is the reply message's bytes, or the status's details (a serialized
 /// `google.rpc.Status`) when the code is not OK.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 pub struct Reply {
     /// From a worker: the work's address, untouched. To a client: empty.
     #[serde(with = "crate::message::bin")]
@@ -88,6 +93,33 @@ pub struct Reply {
     pub message: String,
     /// Chunks that came before it: the receiver of a stream checks that it has them all.
     pub chunks: u32,
+    /// What the answer began with; of a stream the same as its [`Chunk::headers`].
+    #[serde(default)]
+    pub headers: Metadata,
+    /// What it ends with.
+    #[serde(default)]
+    pub trailers: Metadata,
+}
+
+/// By hand, because how many fields there are depends on both of the last two.
+impl Serialize for Reply {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        let more = match (self.headers.is_empty(), self.trailers.is_empty()) {
+            (true, true) => 0,
+            (false, true) => 1,
+            (_, false) => 2,
+        };
+        let mut fields = to.serialize_tuple(5 + more)?;
+        fields.serialize_element(&bin::AsBin(&self.address))?;
+        fields.serialize_element(&self.key)?;
+        fields.serialize_element(&self.code)?;
+        fields.serialize_element(&self.message)?;
+        fields.serialize_element(&self.chunks)?;
+        for metadata in [&self.headers, &self.trailers].into_iter().take(more) {
+            fields.serialize_element(metadata)?;
+        }
+        fields.end()
+    }
 }
 
 /// Part of a stream. The body is a slice, at most 64 KiB, of the byte string
@@ -102,6 +134,9 @@ pub struct Chunk {
     pub key: Key,
     /// From 1 upwards, one more for each chunk with a body.
     pub number: u32,
+    /// What the answer begins with: in a beat in front of the first part.
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    pub headers: Metadata,
 }
 
 /// The receiver of a stream has room for so many more bytes of chunk bodies.
@@ -138,6 +173,9 @@ pub struct Work {
     pub attempt: u8,
     /// As in [`Call`].
     pub options: Options,
+    /// As in [`Call`].
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    pub metadata: Metadata,
 }
 
 /// The worker has not begun this work and will not: it is above its capacity, draining, or has
@@ -402,14 +440,14 @@ macro_rules! messages {
 }
 
 messages! {
-    0x01 Call [Bin16, Str, Str, Uint, Uint, Uint, Uint, Uint]: "client → broker (home)",
+    0x01 Call [Bin16, Str, Str, Uint, Uint, Uint, Uint, Uint, Maybe(&Bin)]: "client → broker (home)",
     0x02 Cancel [Bin16]: "client → broker, broker → worker",
     0x03 Credit [Bin16, Uint]: "client → broker (owner), broker → worker",
     0x04 Accepted [Bin16]: "broker → client",
-    0x05 Reply [Bin, Bin16, Uint, Str, Uint]: "worker → broker (owner), broker → client",
-    0x06 Chunk [Bin, Bin16, Uint]: "worker → broker (owner), broker → client",
+    0x05 Reply [Bin, Bin16, Uint, Str, Uint, Maybe(&Bin), Maybe(&Bin)]: "worker → broker (owner), broker → client",
+    0x06 Chunk [Bin, Bin16, Uint, Maybe(&Bin)]: "worker → broker (owner), broker → client",
     0x07 BrokerDown []: "in pipe → client",
-    0x11 Work [Bin, Bin16, Str, Str, Uint, Uint, Uint]: "broker → worker",
+    0x11 Work [Bin, Bin16, Str, Str, Uint, Uint, Uint, Maybe(&Bin)]: "broker → worker",
     0x12 Busy [Bin, Bin16]: "worker → broker (owner)",
     0x13 Ask [Bin16, Uint]: "broker → worker, broker → every broker",
     0x14 Answer [Bin16, Uint]: "worker → broker (owner)",
@@ -435,7 +473,16 @@ pub(crate) mod bin {
     use std::fmt;
 
     use bytes::Bytes;
-    use serde::{Deserializer, Serializer, de};
+    use serde::{Deserializer, Serialize, Serializer, de};
+
+    /// For a field that is serialized by hand.
+    pub(crate) struct AsBin<'a>(pub(crate) &'a Bytes);
+
+    impl Serialize for AsBin<'_> {
+        fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+            serialize(self.0, to)
+        }
+    }
 
     pub(crate) fn serialize<S: Serializer>(bytes: &Bytes, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_bytes(bytes)

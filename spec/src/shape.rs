@@ -18,6 +18,8 @@ pub(crate) enum Shape {
     List(&'static Shape),
     /// A struct: an array of exactly these.
     Fields(&'static [Shape]),
+    /// The last fields of a struct only: may be missing, with all behind it.
+    Maybe(&'static Shape),
 }
 
 impl Shape {
@@ -31,14 +33,17 @@ impl Shape {
 
     /// What stands behind the value; or what was expected in its place.
     fn skip<'a>(&self, from: &'a [u8]) -> Result<&'a [u8], String> {
+        if let Self::Maybe(shape) = self {
+            return shape.skip(from);
+        }
         let (value, rest) = Value::read(from).ok_or("it ends too early")?;
         match (self, value) {
             (Self::Bool, Value::Bool) | (Self::Uint, Value::Int) => Ok(rest),
             (Self::Bin16, Value::Bin(16)) => after(rest, 16),
             (Self::Str, Value::Str(len)) | (Self::Bin, Value::Bin(len)) => after(rest, len),
             (Self::List(of), Value::Array(len)) => of.skip_all(rest, len),
-            (Self::Fields(fields), Value::Array(len)) if len == fields.len() => {
-                fields.iter().enumerate().try_fold(rest, |rest, (at, field)| {
+            (Self::Fields(fields), Value::Array(len)) if suffice(fields, len) => {
+                fields.iter().take(len).enumerate().try_fold(rest, |rest, (at, field)| {
                     field.skip(rest).map_err(|reason| format!("[{at}] {reason}"))
                 })
             }
@@ -63,8 +68,15 @@ impl Shape {
             Self::Bin => "a bin",
             Self::Bin16 => "a bin of 16 bytes",
             Self::List(_) | Self::Fields(_) => "an array",
+            Self::Maybe(shape) => shape.article(),
         }
     }
+}
+
+/// Whether a struct of these fields may have so many.
+fn suffice(fields: &[Shape], len: usize) -> bool {
+    let missing = fields.get(len..);
+    missing.is_some_and(|missing| missing.iter().all(|field| matches!(field, Shape::Maybe(_))))
 }
 
 /// The first byte or bytes of a MessagePack value, with its length.

@@ -145,9 +145,17 @@ fn messages() -> Vec<Packet> {
         age_ms: 1_003,
         options: Options::WAIT,
         priority: 4,
+        metadata: Metadata::new([("a", "b"), ("c-bin", "\u{e9}")]).unwrap(),
     };
-    let reply =
-        Reply { address: address.clone(), key, code: 5, message: "not here".into(), chunks: 0 };
+    let reply = Reply {
+        address: address.clone(),
+        key,
+        code: 5,
+        message: "not here".into(),
+        chunks: 0,
+        headers: call.metadata.clone(),
+        trailers: call.metadata.clone(),
+    };
     let register =
         Register { name: "w".into(), version: 1, capacity: 8, services: vec!["a.B".into(); 3] };
     let held = Held { owner: Incarnation(1 << 40), seen: 300, numbers: vec![1, 299] };
@@ -160,7 +168,11 @@ fn messages() -> Vec<Packet> {
     let mut packets = vec![
         Packet::from_peer(Steer::Home(ServiceHash::of(b"a.B")), call, body()),
         Packet::from_peer(owner, reply, Bytes::from(vec![1; INLINE_BODY_BYTES + 1])),
-        Packet::from_peer(owner, Chunk { address, key, number: 2 }, body()),
+        Packet::from_peer(
+            owner,
+            Chunk { address, key, number: 2, headers: Default::default() },
+            body(),
+        ),
         Packet::from_peer(Steer::All, register, Bytes::new()),
         Packet::from_peer(Steer::All, heartbeat, Bytes::new()),
         Packet::from_peer(owner, share, Bytes::new()),

@@ -17,7 +17,10 @@ fn load(file: &str) -> Value {
 
 fn list<'a>(value: &'a Value, field: &str) -> &'a [Value] {
     let list = value[field].as_array().unwrap_or_else(|| panic!("no list {field} in {value}"));
-    assert!(!list.is_empty() || field == "frames" || field == "brokers", "{field} is empty");
+    assert!(
+        !list.is_empty() || ["frames", "brokers", "entries"].contains(&field),
+        "{field} is empty"
+    );
     list
 }
 
@@ -78,8 +81,29 @@ fn held(held: &Held) -> Value {
     json!({ "owner": incarnation(*owner), "seen": seen, "numbers": numbers })
 }
 
-/// The header of a message as the vectors write it.
+/// The header of a message as the vectors write it, which leave out metadata where there is none, as
+/// the wire does.
 fn fields(message: &Message) -> Value {
+    let mut fields = fields_but_metadata(message);
+    let mut add = |name: &str, metadata: &Metadata| {
+        if !metadata.is_empty() {
+            fields[name] = json!(hex(metadata.as_bytes()));
+        }
+    };
+    match message {
+        Message::Call(m) => add("metadata", &m.metadata),
+        Message::Work(m) => add("metadata", &m.metadata),
+        Message::Chunk(m) => add("headers", &m.headers),
+        Message::Reply(m) => {
+            add("headers", &m.headers);
+            add("trailers", &m.trailers);
+        }
+        _ => {}
+    }
+    fields
+}
+
+fn fields_but_metadata(message: &Message) -> Value {
     match message {
         Message::Call(m) => json!({
             "key": m.key.to_string(), "service": m.service, "method": m.method,
@@ -324,6 +348,29 @@ fn names_are_computed_as_written() {
         let brokers = list(vector, "brokers").iter().filter_map(parse).map(Incarnation);
         let got = home(ServiceHash::of(text(vector, "service").as_bytes()), brokers);
         assert_eq!(got.map(|broker| broker.0), parse(&vector["home"]), "{vector}");
+    }
+}
+
+#[test]
+fn metadata_is_laid_out_as_written() {
+    let names = load("names.json");
+    for vector in list(&names, "metadata") {
+        let entries: Vec<(&str, Bytes)> = list(vector, "entries")
+            .iter()
+            .map(|entry| {
+                let part = |at: usize| entry[at].as_str().expect("text");
+                (part(0), bytes(part(1)))
+            })
+            .collect();
+        let encoded = bytes(text(vector, "bytes"));
+        let metadata = Metadata::new(entries.clone()).expect("it is well-formed");
+        assert_eq!(metadata.as_bytes(), encoded, "{vector}");
+        assert_eq!(Metadata::decode(&encoded), Ok(metadata.clone()), "{vector}");
+        let read: Vec<_> = metadata.iter().map(|(n, v)| (n, Bytes::copy_from_slice(v))).collect();
+        assert_eq!(read, entries, "{vector}");
+    }
+    for vector in list(&names, "malformed_metadata") {
+        assert!(Metadata::decode(&bytes(text(vector, "bytes"))).is_err(), "{vector}");
     }
 }
 

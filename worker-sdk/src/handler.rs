@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use zex_spec::{Key, Status};
+use zex_spec::{Key, Metadata, Status};
 
 use crate::replies::Replies;
 
@@ -19,6 +19,8 @@ pub struct Request {
     pub method: String,
     /// The request message's bytes.
     pub body: Bytes,
+    /// What the caller says beside it.
+    pub metadata: Metadata,
     /// The call's key: the same when its caller sends it again. A handler with effects elsewhere
     /// can hand it on.
     pub key: Key,

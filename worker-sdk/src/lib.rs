@@ -57,4 +57,4 @@ pub use handler::{Handler, Request, handler};
 pub use replies::Replies;
 pub use worker::WorkerHandle;
 pub use zex_core::session::MemoryLimits;
-pub use zex_spec::{Code, Key, Status};
+pub use zex_spec::{Code, Key, Metadata, MetadataError, Status};

@@ -1,4 +1,5 @@
-//! A stream of replies at its handler: messages wait here until the caller has room.
+//! What a handler says besides its reply: the messages of a stream, which wait here until the caller
+//! has room, and the metadata in front of the answer and behind it.
 
 use std::sync::Arc;
 
@@ -6,11 +7,11 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 use zex_core::session::worker::RunId;
 use zex_core::session::{STREAM_BUFFER_BYTES, stream_charge};
-use zex_spec::{Code, MAX_BODY_BYTES, Status};
+use zex_spec::{Code, MAX_BODY_BYTES, Metadata, Status};
 
 use crate::thread::{Command, Commands};
 
-/// Where a handler sends the messages of a stream.
+/// Where a handler sends the messages of a stream, and the metadata of any answer.
 #[derive(Clone)]
 pub struct Replies {
     run: RunId,
@@ -34,6 +35,27 @@ impl Replies {
         self.room.is_some()
     }
 
+    /// Says what the answer begins with: before the first message. A stream's caller has it at once,
+    /// else it goes with the reply.
+    ///
+    /// # Errors
+    /// `CANCELLED` if the call has ended.
+    pub async fn headers(&self, headers: Metadata) -> Result<(), Status> {
+        self.say(Command::Headers(self.run, headers)).await
+    }
+
+    /// Says what the answer ends with, whether it ends well or not: before the handler returns.
+    ///
+    /// # Errors
+    /// `CANCELLED` if the call has ended.
+    pub async fn trailers(&self, trailers: Metadata) -> Result<(), Status> {
+        self.say(Command::Trailers(self.run, trailers)).await
+    }
+
+    async fn say(&self, command: Command) -> Result<(), Status> {
+        self.commands.send(command).await.map_err(|()| ended())
+    }
+
     /// Sends one message; waits while the caller has no room for it.
     ///
     /// # Errors
@@ -51,10 +73,13 @@ impl Replies {
                 format!("a message of {} bytes, at most {MAX_BODY_BYTES} travel", message.len());
             return Err(Status::new(Code::ResourceExhausted, text));
         }
-        let ended = || Status::new(Code::Cancelled, "the call has ended");
         let taken = room.acquire_many(stream_charge(message.len())).await.map_err(|_| ended())?;
         // The session gives it back when the message has left.
         taken.forget();
-        self.commands.send(Command::Message(self.run, message)).await.map_err(|_| ended())
+        self.say(Command::Message(self.run, message)).await
     }
+}
+
+fn ended() -> Status {
+    Status::new(Code::Cancelled, "the call has ended")
 }

@@ -18,7 +18,7 @@ use zex_core::Time;
 use zex_core::session::Path;
 use zex_core::session::worker::{Action, Begin, Event, RunId, Session, Settings};
 use zex_plumbing::{Clock, Context, Dealers, Handle, Mailbox, Socket};
-use zex_spec::{Code, DESCRIPTORS_METHOD, MAX_SERVICES, Options, Status};
+use zex_spec::{Code, DESCRIPTORS_METHOD, MAX_SERVICES, Metadata, Options, Status};
 
 use crate::handler::{Handler, Request};
 use crate::task::Task;
@@ -32,6 +32,10 @@ const LAST_WORDS_MS: u64 = 200;
 
 /// What handlers tell the thread.
 pub(crate) enum Command {
+    /// What an answer begins with.
+    Headers(RunId, Metadata),
+    /// What it ends with.
+    Trailers(RunId, Metadata),
     /// A message of a stream.
     Message(RunId, Bytes),
     /// A handler is done.
@@ -81,7 +85,7 @@ impl Commands {
 
 /// What its owner tells a worker. Rare, and never to be lost.
 pub(crate) enum Order {
-    Serve { service: String, handler: Handler, descriptors: Option<Bytes> },
+    Serve { service: String, handler: Handler, descriptors: Option<Bytes>, about: Metadata },
     Withdraw(String),
     Drain { until: Time, done: Option<oneshot::Sender<()>> },
 }
@@ -135,6 +139,8 @@ impl Shared {
 struct Served {
     handler: Handler,
     descriptors: Option<Bytes>,
+    /// What goes with them.
+    about: Metadata,
 }
 
 pub(crate) struct IoThread {
@@ -233,6 +239,12 @@ impl IoThread {
         {
             taken += 1;
             match command {
+                Command::Headers(run, headers) => {
+                    self.session.handle(now, Event::Headers(run, headers));
+                }
+                Command::Trailers(run, trailers) => {
+                    self.session.handle(now, Event::Trailers(run, trailers));
+                }
                 Command::Message(run, message) => {
                     self.session.handle(now, Event::Message(run, message));
                 }
@@ -257,8 +269,8 @@ impl IoThread {
 
     fn obey(&mut self, now: Time, order: Order) {
         match order {
-            Order::Serve { service, handler, descriptors } => {
-                self.services.insert(service, Served { handler, descriptors });
+            Order::Serve { service, handler, descriptors, about } => {
+                self.services.insert(service, Served { handler, descriptors, about });
             }
             Order::Withdraw(service) => {
                 self.services.remove(&service);
@@ -321,12 +333,14 @@ impl IoThread {
                 let text = format!("this worker has no descriptors of {}", begin.service);
                 Status::new(Code::Unimplemented, text)
             });
+            self.session.handle(now, Event::Headers(run, served.about.clone()));
             return self.session.handle(now, Event::Finish(run, outcome));
         }
         let request = Request {
             service: begin.service,
             method: begin.method,
             body: begin.body,
+            metadata: begin.metadata,
             key: begin.key,
             deadline: self.clock.instant(begin.deadline),
             streaming: begin.options.has(Options::STREAM),

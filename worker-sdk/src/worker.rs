@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use zex_plumbing::Clock;
-use zex_spec::{MESH_SERVICE, PeerId};
+use zex_spec::{MESH_SERVICE, Metadata, PeerId};
 
 use crate::builder::{WorkerError, check_name};
 use crate::handler::Handler;
@@ -44,7 +44,7 @@ impl WorkerHandle {
     /// [`WorkerError::Name`] for a name that does not travel, [`WorkerError::Reserved`],
     /// [`WorkerError::Services`] if it serves as many as it may, [`WorkerError::Stopped`].
     pub fn serve(&self, service: impl Into<String>, handler: Handler) -> Result<(), WorkerError> {
-        self.serve_with(service.into(), None, handler)
+        self.serve_with(service.into(), None, Metadata::EMPTY, handler)
     }
 
     /// Serves, and hands out the service's serialized `google.protobuf.FileDescriptorSet` to who
@@ -58,13 +58,29 @@ impl WorkerHandle {
         descriptors: impl Into<Bytes>,
         handler: Handler,
     ) -> Result<(), WorkerError> {
-        self.serve_with(service.into(), Some(descriptors.into()), handler)
+        self.serve_about(service, descriptors, Metadata::EMPTY, handler)
+    }
+
+    /// The same, with something to say about the service: the headers of that answer. An adapter
+    /// says by them what the schema of each method is.
+    ///
+    /// # Errors
+    /// As [`WorkerHandle::serve`].
+    pub fn serve_about(
+        &self,
+        service: impl Into<String>,
+        descriptors: impl Into<Bytes>,
+        about: Metadata,
+        handler: Handler,
+    ) -> Result<(), WorkerError> {
+        self.serve_with(service.into(), Some(descriptors.into()), about, handler)
     }
 
     fn serve_with(
         &self,
         service: String,
         descriptors: Option<Bytes>,
+        about: Metadata,
         handler: Handler,
     ) -> Result<(), WorkerError> {
         check_name("service", &service)?;
@@ -74,7 +90,7 @@ impl WorkerHandle {
         if !self.owner.shared.may_serve(&service) {
             return Err(WorkerError::Services);
         }
-        self.order(Order::Serve { service, handler, descriptors })
+        self.order(Order::Serve { service, handler, descriptors, about })
     }
 
     /// Takes no more work of this service; what runs is finished.

@@ -49,6 +49,10 @@ def word(value):
 INCARNATIONS = {wire.Held: {"owner"}, wire.WantSnapshot: {"of"}, wire.PipeBeat: {"pipe"}}
 
 
+# The fields that the vectors leave out where there is nothing in them, as the wire does.
+METADATA = {"metadata", "headers", "trailers"}
+
+
 def written(value):
     """A header as the vectors write it."""
     if isinstance(value, tuple):
@@ -56,6 +60,7 @@ def written(value):
         return {
             name: word(field) if name in words else written(field)
             for name, field in value._asdict().items()
+            if field or name not in METADATA
         }
     if isinstance(value, list):
         return [written(item) for item in value]
@@ -161,6 +166,19 @@ def test_homes():
         brokers = [int(broker, 16) for broker in vector["brokers"]]
         got = ids.home(ids.service_hash(vector["service"].encode()), brokers)
         assert (got if got is None else word(got)) == vector["home"], vector
+
+
+def test_metadata():
+    for vector in NAMES["metadata"]:
+        entries = [
+            (name, raw(value) if name.endswith("-bin") else raw(value).decode())
+            for name, value in vector["entries"]
+        ]
+        assert wire.pack_metadata(entries) == raw(vector["bytes"]), vector
+        assert wire.unpack_metadata(raw(vector["bytes"])) == entries, vector
+    for vector in NAMES["malformed_metadata"]:
+        with pytest.raises(ValueError):
+            wire.unpack_metadata(raw(vector["bytes"]))
 
 
 def test_addresses():

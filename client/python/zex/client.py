@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
 from numbers import Real
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from . import wire
 from .calls import GRACE_S, Pending, Stream
@@ -84,6 +84,7 @@ class Client(Loop):
         wait: bool = False,
         priority: int = wire.DEFAULT_PRIORITY,
         key: Optional[bytes] = None,
+        metadata: Iterable[wire.Entry] = (),
         reply_type: Any = None,
     ) -> Any:
         """Calls a method and waits for its reply; raises `Error` if it ends otherwise.
@@ -96,11 +97,12 @@ class Client(Loop):
         the deadline, where there is none. `idempotent`: running it twice does no harm, so it may
         be given to another worker when the first one died. `priority`: 0 to 9, the higher goes
         first where calls of the service wait for a worker. `key` (16 bytes): the same for every
-        try of the same thing; within a minute it runs once.
+        try of the same thing; within a minute it runs once. `metadata`: names with texts, or with
+        bytes if the name ends in `-bin`, that go along as gRPC's metadata does.
         """
         future = self.submit(
             service, method, request, deadline_s,
-            idempotent=idempotent, wait=wait, priority=priority, key=key,
+            idempotent=idempotent, wait=wait, priority=priority, key=key, metadata=metadata,
         )  # fmt: skip
         try:
             reply = future.result(deadline_s + GRACE_S)
@@ -123,10 +125,13 @@ class Client(Loop):
         wait: bool = False,
         priority: int = wire.DEFAULT_PRIORITY,
         key: Optional[bytes] = None,
+        metadata: Iterable[wire.Entry] = (),
     ) -> "Future[bytes]":
         """`call`, without waiting: a Future of the reply's bytes."""
         options = (wire.IDEMPOTENT if idempotent else 0) | (wire.WAIT if wait else 0)
-        pending = self._pending(service, method, request, deadline_s, options, priority, key)
+        pending = self._pending(
+            service, method, request, deadline_s, options, priority, key, metadata
+        )
         self._begin(pending)
         return pending.future
 
@@ -140,6 +145,7 @@ class Client(Loop):
         wait: bool = False,
         priority: int = wire.DEFAULT_PRIORITY,
         key: Optional[bytes] = None,
+        metadata: Iterable[wire.Entry] = (),
         reply_type: Any = None,
     ) -> "Stream":
         """Calls a method that answers with a stream: an iterator of its messages.
@@ -148,7 +154,9 @@ class Client(Loop):
         worker. To stop early, `close` it, or use `with`.
         """
         options = wire.STREAM | (wire.WAIT if wait else 0)
-        pending = self._pending(service, method, request, deadline_s, options, priority, key)
+        pending = self._pending(
+            service, method, request, deadline_s, options, priority, key, metadata
+        )
         reader = pending.reader = Reader()
         self._begin(pending)
         consumed, cancel = partial(self._consumed, pending), partial(self._cancel, pending)
@@ -173,6 +181,7 @@ class Client(Loop):
         options: int,
         priority: int,
         key: Optional[bytes],
+        metadata: Iterable[wire.Entry],
     ) -> Pending:
         body = request.SerializeToString() if hasattr(request, "SerializeToString") else request
         if not isinstance(body, (bytes, bytearray, memoryview)):
@@ -202,11 +211,17 @@ class Client(Loop):
             raise Error(
                 Code.INVALID_ARGUMENT, f"a priority is 0 to {wire.MAX_PRIORITY}, not {priority}"
             )
+        try:
+            packed = wire.pack_metadata(metadata)
+        except ValueError as error:
+            raise Error(Code.INVALID_ARGUMENT, str(error)) from None
         if deadline_s <= 0:
             raise Error(Code.DEADLINE_EXCEEDED, "the deadline had passed before the call")
         if len(body) >= _ACKNOWLEDGE_BYTES:
             options |= wire.ACKNOWLEDGE
-        call = wire.Call(key or random_id(), service, method, 0, 0, 0, options, priority)
+        call = wire.Call(
+            key or random_id(), service, method, 0, 0, 0, options, priority, packed
+        )
         return Pending(call, body, time.monotonic() + deadline_s)
 
     def _begin(self, pending: Pending) -> None:

@@ -36,11 +36,14 @@ class Answered(NamedTuple):
     message: str
     chunks: int
     body: bytes
+    headers: bytes = b""
+    trailers: bytes = b""
 
     @property
     def cost(self) -> int:
         """Bytes that it takes here."""
-        return len(self.body) + len(self.message) + _OVERHEAD_BYTES
+        beside = len(self.headers) + len(self.trailers)
+        return len(self.body) + beside + len(self.message) + _OVERHEAD_BYTES
 
 
 class _Denial(NamedTuple):

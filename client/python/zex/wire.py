@@ -10,8 +10,9 @@ client and the worker; the test vectors of the project run against it.
 
 from __future__ import annotations
 
+import re
 import struct
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple, Type, Union
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence, Tuple, Type, Union
 
 import msgpack
 
@@ -35,6 +36,8 @@ INITIAL_CREDIT_BYTES = 1 << 20
 MAX_NAME_BYTES = 255
 #: Most services of one `Register`.
 MAX_SERVICES = 1_024
+#: Most bytes of one message's metadata.
+MAX_METADATA_BYTES = 16 << 10
 #: Most frames of one message.
 MAX_FRAMES = 64
 #: How often workers beat.
@@ -102,6 +105,8 @@ class Call(NamedTuple):
     age_ms: int
     options: int
     priority: int = DEFAULT_PRIORITY
+    #: As `pack_metadata` makes it; so everywhere.
+    metadata: bytes = b""
 
 
 class Cancel(NamedTuple):
@@ -131,6 +136,8 @@ class Reply(NamedTuple):
     code: int
     message: str
     chunks: int
+    headers: bytes = b""
+    trailers: bytes = b""
 
 
 class Chunk(NamedTuple):
@@ -139,6 +146,7 @@ class Chunk(NamedTuple):
     address: bytes
     key: bytes
     number: int
+    headers: bytes = b""
 
 
 class BrokerDown(NamedTuple):
@@ -155,6 +163,7 @@ class Work(NamedTuple):
     deadline_ms: int
     attempt: int
     options: int
+    metadata: bytes = b""
 
 
 class Busy(NamedTuple):
@@ -305,6 +314,50 @@ Message = Union[
     EzAnswer, EzBeat, EzWork, EzReply,
 ]  # fmt: skip
 
+#: One entry of metadata: a name, and a text, or any bytes if the name ends in `-bin`.
+Entry = Tuple[str, Union[str, bytes]]
+_METADATA_NAME = re.compile(r"[0-9a-z_.-]{1,255}\Z")
+_METADATA_TEXT = re.compile(r"[ -~]*\Z")
+
+
+def pack_metadata(entries: Iterable[Entry]) -> bytes:
+    """Metadata as it travels; `ValueError` says what of it cannot."""
+    packed = b"".join(_pack_entry(name, value) for name, value in entries)
+    if len(packed) > MAX_METADATA_BYTES:
+        raise ValueError(f"the metadata has {len(packed)} bytes, at most {MAX_METADATA_BYTES} travel")
+    return packed
+
+
+def _pack_entry(name: str, value: Union[str, bytes]) -> bytes:
+    if not isinstance(name, str) or not _METADATA_NAME.match(name):
+        raise ValueError(f"{name!r} is no name of metadata: 1 to 255 of 0-9 a-z _ - .")
+    if isinstance(value, str) and _METADATA_TEXT.match(value):
+        value = value.encode()
+    elif not (isinstance(value, bytes) and name.endswith("-bin")):
+        raise ValueError(f"the value of {name} is no printable ASCII; that of a -bin is bytes")
+    return struct.pack(">B", len(name)) + name.encode() + struct.pack(">H", len(value)) + value
+
+
+def unpack_metadata(packed: bytes) -> List[Entry]:
+    """The entries, in order; `ValueError` if these bytes are no metadata."""
+    if len(packed) > MAX_METADATA_BYTES:
+        raise ValueError(f"metadata of {len(packed)} bytes is over the limit")
+    entries: List[Entry] = []
+    at = 0
+    while at < len(packed):
+        start = at + 1 + packed[at]
+        name = packed[at + 1 : start].decode("latin-1")
+        size = int.from_bytes(packed[start : start + 2], "big")
+        at = start + 2 + size
+        if at > len(packed):
+            raise ValueError("the metadata ends in the middle of an entry")
+        raw = packed[start + 2 : at]
+        value: Union[str, bytes] = raw if name.endswith("-bin") else raw.decode("latin-1")
+        _pack_entry(name, value)
+        entries.append((name, value))
+    return entries
+
+
 # A check takes what MessagePack gave and gives back the field, or raises ValueError.
 _Check = Callable[[Any], Any]
 
@@ -328,6 +381,11 @@ _u32 = _is(int, "an integer of 32 bits", lambda value: 0 <= value < 1 << 32)
 _u64 = _is(int, "an integer of 64 bits", lambda value: 0 <= value < 1 << 64)
 
 
+def _metadata(value: Any) -> Any:
+    unpack_metadata(_bin(value))
+    return value
+
+
 def _list(of: _Check) -> _Check:
     def check(value: Any) -> Any:
         if type(value) is not list:
@@ -338,8 +396,11 @@ def _list(of: _Check) -> _Check:
 
 
 def _fields(make: Type[Any], *checks: _Check) -> _Check:
+    # Metadata stands last, and is left out where there is none.
+    least = len(checks) - checks.count(_metadata)
+
     def check(value: Any) -> Any:
-        if type(value) is not list or len(value) != len(checks):
+        if type(value) is not list or not least <= len(value) <= len(checks):
             raise ValueError(f"an array of {len(checks)} was expected")
         fields = []
         for at, (one, item) in enumerate(zip(checks, value)):
@@ -353,14 +414,14 @@ def _fields(make: Type[Any], *checks: _Check) -> _Check:
 
 
 _KINDS: Dict[int, Tuple[Type[Any], Tuple[_Check, ...]]] = {
-    0x01: (Call, (_bin16, _str, _str, _u32, _u8, _u32, _u8, _u8)),
+    0x01: (Call, (_bin16, _str, _str, _u32, _u8, _u32, _u8, _u8, _metadata)),
     0x02: (Cancel, (_bin16,)),
     0x03: (Credit, (_bin16, _u32)),
     0x04: (Accepted, (_bin16,)),
-    0x05: (Reply, (_bin, _bin16, _u8, _str, _u32)),
-    0x06: (Chunk, (_bin, _bin16, _u32)),
+    0x05: (Reply, (_bin, _bin16, _u8, _str, _u32, _metadata, _metadata)),
+    0x06: (Chunk, (_bin, _bin16, _u32, _metadata)),
     0x07: (BrokerDown, ()),
-    0x11: (Work, (_bin, _bin16, _str, _str, _u32, _u8, _u8)),
+    0x11: (Work, (_bin, _bin16, _str, _str, _u32, _u8, _u8, _metadata)),
     0x12: (Busy, (_bin, _bin16)),
     0x13: (Ask, (_bin16, _u8)),
     0x14: (Answer, (_bin16, _u8)),
@@ -407,7 +468,12 @@ class Packet(NamedTuple):
 def encode(packet: Packet) -> List[bytes]:
     """The frames of a message."""
     message, body = packet.message, packet.body
-    header = msgpack.packb(message)
+    fields = list(message)
+    for _ in range(_KINDS[_KIND_OF[type(message)]][1].count(_metadata)):
+        if fields[-1]:
+            break
+        fields.pop()
+    header = msgpack.packb(fields)
     if isinstance(body, list):
         inline, rest = b"", body
     elif len(body) <= INLINE_BODY_BYTES:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from . import wire
 from .errors import Code, Error
@@ -33,6 +33,11 @@ class Context:
         self.attempt = work.attempt
         #: Whether the caller reads a stream.
         self.streams = bool(work.options & wire.STREAM)
+        #: What the caller says beside the request: names with texts, or bytes if they end in `-bin`.
+        self.metadata: List[wire.Entry] = wire.unpack_metadata(work.metadata)
+        #: What the answer begins and ends with, likewise; for the handler to fill.
+        self.headers: List[wire.Entry] = []
+        self.trailers: List[wire.Entry] = []
         self.deadline = deadline
         self._stopped = threading.Event()
 

@@ -418,8 +418,8 @@ class Worker(Loop):
             self._reply(run.path, to, run.key, outcome)
 
     def _reply(self, path: int, to: To, key: bytes, answer: Answered) -> None:
-        code, message, chunks, body = answer
-        reply = wire.Reply(to.address, key, code, message, chunks)
+        code, message, chunks, body, headers, trailers = answer
+        reply = wire.Reply(to.address, key, code, message, chunks, headers, trailers)
         packet = wire.Packet(reply, Steer.owner(to.owner), body)
         if not self._send_answer(path, packet):
             self._keep(path, to, packet, time.monotonic() + _OWNER_MEMORY_S)
@@ -496,7 +496,7 @@ class Worker(Loop):
             run = self._runs.get()
             if run is None:
                 return
-            self._post(partial(self._finished, run, self._handle(run)))
+            self._post(partial(self._finished, run, self._with_metadata(run, self._handle(run))))
 
     def _handle(self, run: Run) -> Answered:
         """What a handler gave. Nothing is raised here, `sys.exit()` neither: with its thread the
@@ -519,6 +519,15 @@ class Worker(Loop):
             # Its text may fail as well; this says so instead of raising it.
             text = traceback.format_exception_only(type(error), error)[-1].strip()
             return bad(Error(Code.INTERNAL, f"the handler failed: {text}"))
+
+    def _with_metadata(self, run: Run, outcome: Answered) -> Answered:
+        context = run.context
+        try:
+            headers = wire.pack_metadata(context.headers)
+            trailers = wire.pack_metadata(context.trailers)
+        except Exception as error:
+            return bad(Error(Code.INTERNAL, f"the handler's metadata cannot travel: {error}"))
+        return outcome._replace(headers=headers, trailers=trailers)
 
     def _call(self, run: Run, where: str) -> Any:
         context = run.context

@@ -45,9 +45,7 @@ impl Mesh {
                 );
                 Outcome::error(Code::ResourceExhausted, text)
             }
-            Ok(body) => {
-                Outcome { code: 0, message: String::new(), body: Bytes::from(body), chunks: 0 }
-            }
+            Ok(body) => Outcome { body: Bytes::from(body), ..Outcome::default() },
             Err(error) => {
                 Outcome::error(Code::InvalidArgument, format!("zex.Mesh/{method}: {error}"))
             }

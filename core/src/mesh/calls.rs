@@ -17,8 +17,8 @@ use std::ops::{Index, IndexMut};
 
 use bytes::Bytes;
 use zex_spec::{
-    Address, Body, Code, Dialect, EzWork, Key, MAX_PRIORITY, MESH_SERVICE, Options, Packet, PeerId,
-    ReturnPath, Steer, Work,
+    Address, Body, Code, Dialect, EzWork, Key, MAX_PRIORITY, MESH_SERVICE, Metadata, Options,
+    Packet, PeerId, ReturnPath, Steer, Work,
 };
 
 use super::asking::Asking;
@@ -60,6 +60,7 @@ pub(super) struct Call {
     /// As it came: an EZ name need not be UTF-8.
     pub(super) service: Bytes,
     pub(super) method: String,
+    pub(super) metadata: Metadata,
     pub(super) body: Body,
     pub(super) deadline: Time,
     /// When attempt 0 was sent, at the earliest.
@@ -156,6 +157,11 @@ impl Call {
         Place { priority: self.priority, client: self.client }
     }
 
+    /// What it counts for where bytes are bounded.
+    pub(super) fn bytes(&self) -> usize {
+        self.body.len() + self.metadata.len()
+    }
+
     /// The service's name for people, and for native workers.
     pub(super) fn service_text(&self) -> String {
         String::from_utf8_lossy(&self.service).into_owned()
@@ -176,7 +182,7 @@ pub(super) enum End {
 
 impl Outcome {
     pub(super) fn error(code: Code, message: impl Into<String>) -> Self {
-        Self { code: code.number(), message: message.into(), body: Bytes::new(), chunks: 0 }
+        Self { code: code.number(), message: message.into(), ..Self::default() }
     }
 }
 
@@ -230,6 +236,7 @@ impl Mesh {
             dialect: Dialect::Native,
             service: Bytes::from(call.service),
             method: call.method,
+            metadata: call.metadata,
             body: Body::Bytes(body),
             deadline: now.plus_ms(u64::from(call.deadline_ms)),
             began: Time(now.0.saturating_sub(u64::from(call.age_ms) * 1_000)),
@@ -266,7 +273,7 @@ impl Mesh {
 
     /// Puts a call into the table, or answers that the table is full, or its client's part of it.
     pub(super) fn admit(&mut self, mut call: Call) -> Option<CallId> {
-        let bytes = call.body.len();
+        let bytes = call.bytes();
         if let Some(text) = self.full_for(&call.path, bytes) {
             self.answer(&call, End::Native(Outcome::error(Code::ResourceExhausted, text)));
             return None;
@@ -347,7 +354,7 @@ impl Mesh {
         }
         let call = &mut self.calls[id];
         let queue = &mut self.registry.services[service].queue;
-        queue.insert(id, call.place(), call.body.len(), !call.never.is_empty());
+        queue.insert(id, call.place(), call.bytes(), !call.never.is_empty());
         call.queued_in = Some(service);
         self.to_pump.insert(service);
         if !call.avoid.is_empty() {
@@ -362,7 +369,7 @@ impl Mesh {
     /// Which limit of the service's queue this call would be above.
     fn no_room_in(&self, service: usize, call: &Call) -> Option<String> {
         let queue = &self.registry.services[service].queue;
-        let (waiting, bytes, more) = (queue.len(), queue.bytes(), call.body.len());
+        let (waiting, bytes, more) = (queue.len(), queue.bytes(), call.bytes());
         if waiting >= self.settings.queue_calls {
             let name = call.service_text();
             return Some(format!("{waiting} calls wait for {name}, the limit for one service"));
@@ -381,7 +388,7 @@ impl Mesh {
         let call = &mut self.calls[id];
         let Some(service) = call.queued_in.take() else { return };
         let queue = &mut self.registry.services[service].queue;
-        queue.remove(id, call.place(), call.body.len());
+        queue.remove(id, call.place(), call.bytes());
     }
 
     fn pick(&self, service: usize, id: CallId) -> Option<usize> {
@@ -484,6 +491,7 @@ impl Mesh {
                     deadline_ms: left_ms.max(1),
                     attempt: call.attempt,
                     options: call.work_options(),
+                    metadata: call.metadata.clone(),
                 };
                 (work.into(), worker_id)
             }

@@ -10,8 +10,8 @@
 
 use bytes::Bytes;
 use zex_spec::{
-    Accepted, Address, Body, Cancel, Chunk, Code, Credit, Dialect, EzAnswer, Key, Options, Packet,
-    PeerId, Reply, ReturnPath, Steer, ez,
+    Accepted, Address, Body, Cancel, Chunk, Code, Credit, Dialect, EzAnswer, Key, Metadata,
+    Options, Packet, PeerId, Reply, ReturnPath, Steer, ez,
 };
 
 use super::calls::{Call, End, Origin, RETRY_MS, State};
@@ -29,13 +29,13 @@ impl Mesh {
 
     /// A worker's final answer.
     pub(super) fn on_reply(&mut self, now: Time, from: PeerId, reply: Reply, body: Bytes) {
-        let assigned = Address::assignment_of(&reply.address);
-        let outcome =
-            Outcome { code: reply.code, message: reply.message, body, chunks: reply.chunks };
+        let Reply { address, key, code, message, chunks, headers, trailers } = reply;
+        let assigned = Address::assignment_of(&address);
+        let outcome = Outcome { code, message, body, chunks, headers, trailers };
         let number = match assigned {
             Some((owner, number)) if owner == self.me => number,
-            _ => match Address::decode(&reply.address) {
-                Ok(address) => return self.pass_on(now, &address.path, reply.key, outcome),
+            _ => match Address::decode(&address) {
+                Ok(address) => return self.pass_on(now, &address.path, key, outcome),
                 Err(_) => return self.drop_one(),
             },
         };
@@ -107,8 +107,8 @@ impl Mesh {
     pub(super) fn remove(&mut self, id: CallId) -> Call {
         self.dequeue(id);
         let call = self.calls.take(id);
-        self.held_bytes -= call.body.len();
-        self.clients.remove(call.client, call.body.len());
+        self.held_bytes -= call.bytes();
+        self.clients.remove(call.client, call.bytes());
         self.timers.remove(&(call.deadline, Timer::Deadline(id)));
         self.keys.remove(&call.key);
         self.forget_ez_id(id, &call);
@@ -136,9 +136,10 @@ impl Mesh {
         match (&call.state, call.dialect) {
             (State::Assigned(..), Dialect::Native) => {
                 call.answered = true;
-                let body = std::mem::replace(&mut call.body, Body::EMPTY);
-                self.held_bytes -= body.len();
-                self.clients.drop_body(call.client, body.len());
+                let bytes = call.bytes();
+                (call.body, call.metadata) = (Body::EMPTY, Metadata::EMPTY);
+                self.held_bytes -= bytes;
+                self.clients.drop_body(call.client, bytes);
             }
             _ => {
                 self.release(now, id);
@@ -312,6 +313,8 @@ impl Mesh {
             code: outcome.code,
             message: outcome.message.clone(),
             chunks: outcome.chunks,
+            headers: outcome.headers.clone(),
+            trailers: outcome.trailers.clone(),
         };
         self.send_to_client(path, reply.into(), outcome.body.clone());
     }

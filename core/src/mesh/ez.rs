@@ -6,7 +6,7 @@ use std::hash::BuildHasher;
 use bytes::Bytes;
 use zex_spec::{
     Address, Body, Code, DEFAULT_PRIORITY, Dialect, EZ_BEAT_INTERVAL_MS, EzCall, EzReply, Key,
-    Options, PeerId, ReturnPath,
+    Metadata, Options, PeerId, ReturnPath,
 };
 
 use super::calls::{Call, End, Origin, State};
@@ -78,6 +78,7 @@ impl Mesh {
             dialect,
             service,
             method,
+            metadata: Metadata::EMPTY,
             body,
             deadline: now.plus_ms(DEADLINE_MS),
             began: now,

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
 
 use bytes::Bytes;
-use zex_spec::Key;
+use zex_spec::{Key, Metadata};
 
 use crate::Time;
 use crate::kept::Pages;
@@ -43,7 +43,7 @@ impl Hasher for Multiply {
 }
 
 /// How a call ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Outcome {
     /// A gRPC status code.
     pub(super) code: u8,
@@ -53,6 +53,10 @@ pub(super) struct Outcome {
     pub(super) body: Bytes,
     /// Chunks before it, if it was a stream.
     pub(super) chunks: u32,
+    /// What the answer began with.
+    pub(super) headers: Metadata,
+    /// What it ended with.
+    pub(super) trailers: Metadata,
 }
 
 /// Bytes that one remembered call costs besides its body: map entry, queue entry, strings.
@@ -134,7 +138,8 @@ impl Memory {
 }
 
 fn size(outcome: &Outcome) -> usize {
-    outcome.body.len() + outcome.message.len() + OVERHEAD_BYTES
+    let beside = outcome.headers.len() + outcome.trailers.len();
+    outcome.body.len() + beside + outcome.message.len() + OVERHEAD_BYTES
 }
 
 #[cfg(test)]
@@ -142,7 +147,7 @@ mod tests {
     use super::*;
 
     fn outcome(bytes: usize) -> Outcome {
-        Outcome { code: 0, message: String::new(), body: Bytes::from(vec![0; bytes]), chunks: 0 }
+        Outcome { body: Bytes::from(vec![0; bytes]), ..Outcome::default() }
     }
 
     #[test]

@@ -16,7 +16,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
-use zex_spec::{BrokerId, Key};
+use zex_spec::{BrokerId, Key, Metadata};
 
 use super::worker::RunId;
 use crate::Time;
@@ -48,17 +48,20 @@ impl Default for MemoryLimits {
 }
 
 /// How a piece of work ended: the reply without its address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Answered {
     pub(super) code: u8,
     pub(super) message: String,
     pub(super) chunks: u32,
     pub(super) body: Bytes,
+    pub(super) headers: Metadata,
+    pub(super) trailers: Metadata,
 }
 
 impl Answered {
     fn cost(&self) -> usize {
-        self.body.len() + self.message.len() + ANSWER_OVERHEAD_BYTES
+        let beside = self.headers.len() + self.trailers.len();
+        self.body.len() + beside + self.message.len() + ANSWER_OVERHEAD_BYTES
     }
 }
 
@@ -278,7 +281,7 @@ mod tests {
     }
 
     fn answer(len: usize) -> Answered {
-        Answered { code: 0, message: String::new(), chunks: 0, body: Bytes::from(vec![1; len]) }
+        Answered { body: Bytes::from(vec![1; len]), ..Answered::default() }
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub(crate) fn call(service: &str, body: Bytes) -> Packet {
         age_ms: 0,
         options: Options::default(),
         priority: DEFAULT_PRIORITY,
+        metadata: Default::default(),
     };
     Packet::from_peer(Steer::Home(named(service)), call, body)
 }

@@ -167,7 +167,7 @@ pub fn replies(endpoint: &str, owners: &[BrokerId], until: Instant) -> usize {
         };
         let address = Address { owner, number: fastrand::u64(1..20_000), path }.encode();
         let key = Key(new_peer_id().0);
-        let reply = Reply { address, key, code: 0, message: String::new(), chunks: 0 };
+        let reply = Reply { address, key, ..Reply::default() };
         let packet = Packet::from_peer(Steer::Owner(owner), reply, Bytes::from_static(b"false"));
         done += usize::from(send(&socket, &packet));
         std::thread::sleep(PAUSE);

@@ -157,7 +157,7 @@ fn an_answer_whose_owner_is_dead_is_passed_on() {
         peer: Bytes::copy_from_slice(&id(9).0),
     };
     let address = Address { owner: Incarnation::new("dead", 1), number: 3, path }.encode();
-    let reply = Reply { address, key: key(1), code: 0, message: String::new(), chunks: 0 };
+    let reply = Reply { address, key: key(1), ..Reply::default() };
     stage.worker(id(1), reply, b"late");
     assert_eq!(stage.replies(), [(id(9), Code::Ok, Bytes::from_static(b"late"))]);
     stage.client(id(9), Call { attempt: 1, ..call(1) }, b"");
@@ -187,7 +187,7 @@ fn a_cancel_reaches_the_worker_and_outruns_the_call() {
     assert_eq!(stage.kinds(|m| matches!(m, Message::Cancel(_)))[0].0, id(1));
     stage.worker(
         id(1),
-        Reply { address: work.address, key: key(1), code: 1, message: String::new(), chunks: 0 },
+        Reply { address: work.address, key: key(1), code: 1, ..Reply::default() },
         b"",
     );
     stage.idle();
@@ -234,10 +234,49 @@ fn a_stream_whose_owner_is_dead_is_stopped_at_its_worker() {
     let peer = Bytes::copy_from_slice(&id(9).0);
     let path = ReturnPath { pipe: IN_PIPE, dialect: Dialect::Native, peer };
     let address = Address { owner: Incarnation::new("dead", 1), number: 3, path }.encode();
-    stage.worker(id(1), Chunk { address: address.clone(), key: key(1), number: 1 }, b"part");
+    stage.worker(
+        id(1),
+        Chunk { address: address.clone(), key: key(1), number: 1, headers: Default::default() },
+        b"part",
+    );
     let cancels = stage.kinds(|m| matches!(m, Message::Cancel(_)));
     assert_eq!(cancels, [(id(1), Cancel { key: key(1) }.into())]);
-    let reply = Reply { address, key: key(1), code: 1, message: String::new(), chunks: 1 };
+    let reply = Reply {
+        address,
+        key: key(1),
+        code: 1,
+        message: String::new(),
+        chunks: 1,
+        ..Reply::default()
+    };
     stage.worker(id(1), reply, b"");
     assert_eq!(stage.replies()[0].1, Code::Unavailable, "its client cancelled nothing");
+}
+
+#[test]
+fn metadata_is_passed_on_and_counts_as_bytes() {
+    let metadata = |name| Metadata::new([(name, [b'v'; 100])]).unwrap();
+    let mut stage = Stage::new(Settings { max_call_bytes: 300, ..Settings::default() });
+    stage.register(id(1), 10);
+    let with = |n| Call { metadata: metadata("m"), ..call(n) };
+    (1..=3).for_each(|n| stage.client(id(9), with(n), b""));
+    let refused = stage.replies();
+    assert_eq!((refused.len(), refused[0].1), (1, Code::ResourceExhausted));
+    for (worker, work) in stage.works() {
+        assert_eq!(work.metadata, metadata("m"));
+        let (headers, trailers) = (metadata("h"), metadata("t"));
+        let Work { address, key, .. } = work;
+        stage.worker(worker, Reply { address, key, headers, trailers, ..Reply::default() }, b"");
+    }
+    // The answer from the memory is the same.
+    stage.client(id(9), Call { attempt: 1, ..with(1) }, b"");
+    let replies = stage.kinds(|m| matches!(m, Message::Reply(_)));
+    assert_eq!(replies.len(), 3);
+    for (_, message) in replies {
+        let Message::Reply(reply) = message else { panic!("a reply") };
+        assert_eq!((reply.headers, reply.trailers), (metadata("h"), metadata("t")));
+    }
+    // All that was held is given back.
+    stage.client(id(9), with(4), b"");
+    assert_eq!(stage.works().len(), 1);
 }

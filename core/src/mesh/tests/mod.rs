@@ -50,6 +50,7 @@ fn call(n: u8) -> Call {
         age_ms: 0,
         options: Options::default(),
         priority: DEFAULT_PRIORITY,
+        metadata: Default::default(),
     }
 }
 
@@ -172,7 +173,7 @@ impl Stage {
 
     fn answer(&mut self, from: PeerId, work: &Work, body: &[u8]) {
         let (address, key) = (work.address.clone(), work.key);
-        self.worker(from, Reply { address, key, code: 0, message: String::new(), chunks: 0 }, body);
+        self.worker(from, Reply { address, key, ..Reply::default() }, body);
     }
 
     fn ez_answers(&mut self) -> Vec<(Bytes, Bytes, Vec<Bytes>)> {

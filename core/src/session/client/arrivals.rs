@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use zex_spec::{
-    Body, BrokerId, Call, Chunk, Code, Credit, Key, Message, Options, Packet, Reply, Status, Steer,
+    Body, BrokerId, Call, Chunk, Code, Credit, Key, Message, Metadata, Options, Packet, Reply,
+    Status, Steer,
 };
 
 use super::super::jitter;
@@ -118,6 +119,7 @@ impl Session {
         let code = Code::from_number(reply.code);
         if code != Code::Ok {
             let status = Status { code, message: reply.message, details: body };
+            self.tell(reply.key, reply.headers, reply.trailers);
             return self.end(&reply.key, Err(status));
         }
         let chunks = match &pending.phase {
@@ -128,7 +130,20 @@ impl Session {
             let text = format!("the stream has {} parts, {chunks} arrived", reply.chunks);
             return self.end(&reply.key, Err(Status::new(Code::Unavailable, text)));
         }
+        self.tell(reply.key, reply.headers, reply.trailers);
         self.end(&reply.key, Ok(body));
+    }
+
+    /// Hands on what came beside an answer, if anything did: headers only once.
+    fn tell(&mut self, key: Key, headers: Metadata, trailers: Metadata) {
+        let Some(pending) = self.calls.get_mut(&key) else { return };
+        if !headers.is_empty() && !pending.headers_told {
+            pending.headers_told = true;
+            self.actions.push_back(Action::Headers(key, headers));
+        }
+        if !trailers.is_empty() {
+            self.actions.push_back(Action::Trailers(key, trailers));
+        }
     }
 
     pub(super) fn chunk(&mut self, now: Time, broker: BrokerId, chunk: &Chunk, body: Bytes) {
@@ -150,7 +165,7 @@ impl Session {
         // The silence is noticed when the timer fires; to move the timer for each chunk is dear.
         match stream.chunk(now, broker, chunk.number, body.len()) {
             Arrival::Next => self.actions.push_back(Action::Chunk(key, body)),
-            Arrival::Nothing => {}
+            Arrival::Nothing => self.tell(key, chunk.headers.clone(), Metadata::EMPTY),
             Arrival::Gap => self.break_stream(&key, "a part of the stream was lost"),
             Arrival::Moved => self.break_stream(&key, "the stream changed its broker"),
             Arrival::Overrun => {

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use zex_spec::{
     BrokerId, Call, Cancel, Code, Key, MAX_BODY_BYTES, MAX_NAME_BYTES, MAX_PRIORITY, MESH_SERVICE,
-    Options, Packet, ServiceHash, Status, Steer,
+    Metadata, Options, Packet, ServiceHash, Status, Steer,
 };
 
 use super::receiver::{Receiver, SILENCE_MS};
@@ -53,7 +53,7 @@ const ACKNOWLEDGE_BYTES: usize = 64 << 10;
 pub struct Limits {
     /// Calls that wait for their end.
     pub calls: usize,
-    /// Bytes of their requests, which are kept to be sent again.
+    /// Bytes of their requests and metadata, which are kept to be sent again.
     pub bytes: usize,
 }
 
@@ -82,6 +82,8 @@ pub struct NewCall {
     pub options: Options,
     /// 0 to [`MAX_PRIORITY`]: which calls that wait for a worker go first.
     pub priority: u8,
+    /// What goes along with the request.
+    pub metadata: Metadata,
 }
 
 /// What happens to a client.
@@ -106,8 +108,13 @@ pub enum Event {
 pub enum Action {
     /// Send this without waiting; if it would block, hand it back as [`Event::Refused`] at once.
     ToPipe(Path, Packet),
+    /// What the answer begins with: at most once, before the end, of a stream before its first part
+    /// if its worker said it in time.
+    Headers(Key, Metadata),
     /// The next part of a stream, for its reader; see [`super::Messages`].
     Chunk(Key, Bytes),
+    /// What the answer ends with: just before its end.
+    Trailers(Key, Metadata),
     /// The one end of a call: the reply, or why there is none. For a stream that ended well the
     /// bytes, if there are any, are one last message.
     End(Key, Result<Bytes, Status>),
@@ -138,6 +145,8 @@ struct Pending {
     /// Who has said that it has the call.
     owner: Option<BrokerId>,
     phase: Phase,
+    /// Whether its headers have been told.
+    headers_told: bool,
     /// How often in a row it came back.
     returns: u32,
     /// When it came back first in that row.
@@ -233,7 +242,7 @@ impl Session {
         let large = new.body.len() >= ACKNOWLEDGE_BYTES;
         let options = if large { new.options.with(Options::ACKNOWLEDGE) } else { new.options };
         let (key, path) = (new.key, self.first_path(now));
-        self.bytes += new.body.len();
+        self.bytes += new.body.len() + new.metadata.len();
         let call = Call {
             key,
             service: new.service,
@@ -243,6 +252,7 @@ impl Session {
             age_ms: 0,
             options,
             priority: new.priority,
+            metadata: new.metadata,
         };
         let pending = Pending {
             call,
@@ -253,6 +263,7 @@ impl Session {
             path,
             owner: None,
             phase: Phase::Sent,
+            headers_told: false,
             returns: 0,
             returned_since: now,
             bounced: false,
@@ -286,7 +297,7 @@ impl Session {
             let text = format!("{} calls of this client wait already", self.calls.len());
             return fail(Code::ResourceExhausted, text);
         }
-        if self.bytes + new.body.len() > self.limits.bytes {
+        if self.bytes + new.body.len() + new.metadata.len() > self.limits.bytes {
             let text = format!("requests of {} bytes of this client wait already", self.bytes);
             return fail(Code::ResourceExhausted, text);
         }
@@ -364,7 +375,7 @@ impl Session {
     fn end(&mut self, key: &Key, outcome: Result<Bytes, Status>) {
         if let Some(pending) = self.calls.remove(key) {
             self.timers.clear(*key, pending.due);
-            self.bytes -= pending.body.len();
+            self.bytes -= pending.body.len() + pending.call.metadata.len();
             self.actions.push_back(Action::End(*key, outcome));
         }
     }

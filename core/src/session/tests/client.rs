@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use zex_spec::{
     Accepted, Body, BrokerDown, Cancel, Chunk, Code, Credit, DEFAULT_PRIORITY,
-    INITIAL_CREDIT_BYTES, MAX_BODY_BYTES, MESH_SERVICE, Message, Options, Packet, Reply,
+    INITIAL_CREDIT_BYTES, MAX_BODY_BYTES, MESH_SERVICE, Message, Metadata, Options, Packet, Reply,
     ServiceHash, Status, Steer,
 };
 
@@ -21,6 +21,7 @@ fn call(n: u8, deadline_ms: u64, options: Options) -> Event {
         deadline: at(deadline_ms),
         options,
         priority: DEFAULT_PRIORITY,
+        metadata: Default::default(),
     })
 }
 
@@ -32,12 +33,17 @@ fn reply(n: u8, code: Code, chunks: u32, body: &[u8]) -> Packet {
         code: code.number(),
         message: message.into(),
         chunks,
+        ..Reply::default()
     };
     from(A, reply, body)
 }
 
 fn chunk(owner: zex_spec::BrokerId, n: u8, number: u32, body: &[u8]) -> Packet {
-    from(owner, Chunk { address: Bytes::new(), key: key(n), number }, body)
+    from(
+        owner,
+        Chunk { address: Bytes::new(), key: key(n), number, headers: Default::default() },
+        body,
+    )
 }
 
 /// A client and what it did, in few words: `0>#1` is attempt 1 by path 0.
@@ -70,6 +76,8 @@ impl Client {
                     self.sent.push((path, packet));
                     word
                 }
+                Action::Headers(_, headers) => format!("headers {headers:?}"),
+                Action::Trailers(_, trailers) => format!("trailers {trailers:?}"),
                 Action::Chunk(_, body) => format!("chunk {}", body.len()),
                 Action::End(_, Ok(body)) => format!("ok {}", String::from_utf8_lossy(&body)),
                 Action::End(_, Err(status)) => status.code.name().to_owned(),
@@ -213,7 +221,9 @@ fn given_back_until_the_end(call: Event, by_a_pipe: bool) -> (u64, Status) {
                 Action::End(_, outcome) => {
                     return (now.since(at(0)).as_millis() as u64, outcome.unwrap_err());
                 }
-                Action::Chunk(..) => panic!("{action:?}"),
+                Action::Chunk(..) | Action::Headers(..) | Action::Trailers(..) => {
+                    panic!("{action:?}")
+                }
             }
         }
         now = session.poll_timeout().unwrap();
@@ -509,4 +519,25 @@ fn a_priority_goes_with_the_call_and_is_checked() {
     session.handle(at(0), with(9));
     let Some(Action::ToPipe(_, packet)) = session.poll_action() else { panic!("nothing is sent") };
     assert!(matches!(packet.message, Message::Call(call) if call.priority == 9));
+}
+
+#[test]
+fn metadata_goes_with_every_attempt_and_headers_are_told_once() {
+    let metadata = |name| Metadata::new([(name, "1")]).unwrap();
+    let mut client = Client::new(1);
+    let by_pipe = |packet| Event::FromPipe(Path(0), packet);
+    let Event::Call(new) = call(1, 9_000, Options::STREAM) else { panic!("a call") };
+    client.does(0, Event::Call(NewCall { metadata: metadata("m"), ..new }));
+    let (ms, _) = client.next(9_000);
+    for (_, packet) in &client.sent {
+        assert!(matches!(&packet.message, Message::Call(call) if call.metadata == metadata("m")));
+    }
+    assert_eq!(client.sent.len(), 2);
+    let ahead = Chunk { address: Bytes::new(), key: key(1), number: 0, headers: metadata("h") };
+    assert_eq!(client.does(ms, by_pipe(from(A, ahead.clone(), b""))), [r#"headers {"h": 1}"#]);
+    assert_eq!(client.does(ms, by_pipe(from(A, ahead, b""))), [""; 0]);
+    assert_eq!(client.does(ms, by_pipe(chunk(A, 1, 1, b"part"))), ["chunk 4"]);
+    let (headers, trailers) = (metadata("h"), metadata("t"));
+    let end = Reply { key: key(1), chunks: 1, headers, trailers, ..Reply::default() };
+    assert_eq!(client.does(ms, by_pipe(from(A, end, b""))), [r#"trailers {"t": 1}"#, "ok "]);
 }

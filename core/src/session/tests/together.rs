@@ -129,6 +129,7 @@ impl World {
                     deadline_ms: call.deadline_ms,
                     attempt: call.attempt,
                     options: call.options,
+                    metadata: Default::default(),
                 };
                 packet.message = work.into();
                 self.send(End::Worker, packet);
@@ -160,6 +161,7 @@ impl World {
     fn client_does(&mut self, action: client::Action) {
         match action {
             client::Action::ToPipe(_, packet) => self.send(End::FromClient, packet),
+            client::Action::Headers(..) | client::Action::Trailers(..) => {}
             client::Action::Chunk(key, part) => {
                 let len = part.len() as u32;
                 let (reader, messages) = self.streams.entry(key).or_default();
@@ -238,6 +240,7 @@ impl World {
                 deadline: world.now.plus_ms(DEADLINE_MS),
                 options,
                 priority: zex_spec::DEFAULT_PRIORITY,
+                metadata: Default::default(),
             };
             world.client.handle(world.now, client::Event::Call(new));
             world.drain();

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use zex_spec::{
     Address, Ask, BrokerId, Cancel, Code, Credit, Dialect, Enquire, Held, INITIAL_CREDIT_BYTES,
-    Incarnation, Key, Knowledge, MAX_CHUNK_BYTES, Message, Options, Packet, ReturnPath, Status,
-    Steer, Work,
+    Incarnation, Key, Knowledge, MAX_CHUNK_BYTES, Message, Metadata, Options, Packet, ReturnPath,
+    Status, Steer, Work,
 };
 
 use super::super::worker::{Action, Event, RunId, Session, Settings};
@@ -31,6 +31,7 @@ fn work(owner: BrokerId, number: u64, key: Key, attempt: u8, options: Options) -
         deadline_ms: 5_000,
         attempt,
         options,
+        metadata: Default::default(),
     };
     Event::FromPipe(Path(0), from(owner, work, b"request"))
 }
@@ -93,6 +94,9 @@ impl Worker {
         match &packet.message {
             Message::Reply(reply) => {
                 format!("{to}< {} {}", Code::from_number(reply.code), reply.chunks)
+            }
+            Message::Chunk(chunk) if !chunk.headers.is_empty() => {
+                format!("{to}< headers {} {}", chunk.number, chunk.headers.len())
             }
             Message::Chunk(chunk) => format!("{to}< chunk {} {}", chunk.number, packet.body.len()),
             Message::Busy(_) => format!("{to}< busy"),
@@ -538,4 +542,42 @@ fn what_no_broker_says_to_a_worker_is_dropped() {
         assert!(worker.does(1, Event::FromPipe(Path(0), packet)).is_empty());
         assert_eq!(worker.session.dropped(), dropped as u64 + 1);
     }
+}
+
+fn metadata(name: &str) -> Metadata {
+    Metadata::new([(name, "1")]).unwrap()
+}
+
+#[test]
+fn what_a_handler_says_beside_its_reply_goes_with_it_and_is_remembered() {
+    let mut worker = Worker::new(1);
+    worker.does(0, work(A, 1, key(1), 0, Options::default()));
+    assert!(worker.does(1, Event::Headers(RunId(1), metadata("h"))).is_empty());
+    assert!(worker.does(1, Event::Trailers(RunId(1), metadata("t"))).is_empty());
+    worker.does(2, Event::Finish(RunId(1), Err(Status::new(Code::NotFound, "no"))));
+    // The same from its memory, for a new home.
+    worker.does(3, work(B, 1, key(1), 1, Options::default()));
+    let replies = worker.sent.iter().filter_map(|(_, packet)| match &packet.message {
+        Message::Reply(reply) => Some((reply.headers.clone(), reply.trailers.clone())),
+        _ => None,
+    });
+    let both = (metadata("h"), metadata("t"));
+    assert_eq!(replies.collect::<Vec<_>>(), [both.clone(), both]);
+}
+
+#[test]
+fn a_streams_headers_go_ahead_and_are_tried_again() {
+    let mut worker = Worker::new(1);
+    stream(&mut worker);
+    worker.session.handle(at(1), Event::Headers(RunId(1), metadata("h")));
+    let Some(Action::ToPipe(path, packet)) = worker.session.poll_action() else { panic!() };
+    assert!(worker.does(1, Event::Refused(path, packet)).is_empty());
+    let message = Event::Message(RunId(1), Bytes::from_static(b"one"));
+    assert_eq!(worker.does(2, message), ["A< chunk 1 7", "room 1 7"]);
+    assert_eq!(worker.does(51, Event::Tick), ["A< headers 0 5"]);
+    worker.does(52, Event::Finish(RunId(1), Ok(Bytes::new())));
+    let Some((_, Packet { message: Message::Reply(reply), .. })) = worker.sent.last() else {
+        panic!("no reply")
+    };
+    assert_eq!((&reply.headers, &reply.trailers), (&metadata("h"), &Metadata::EMPTY));
 }

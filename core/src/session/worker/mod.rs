@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use zex_spec::{
     Address, Answer, Ask, BEAT_INTERVAL_MS, Body, BrokerId, Busy, Code, Goodbye, Heartbeat, Key,
-    Knowledge, Message, Options, Packet, Register, Status, Steer, Work,
+    Knowledge, Message, Metadata, Options, Packet, Register, Status, Steer, Work,
 };
 
 use self::runs::{answered, reply};
@@ -88,6 +88,8 @@ pub struct Begin {
     pub attempt: u8,
     /// As in [`Work`]; STREAM says whether messages may be sent.
     pub options: Options,
+    /// What came along with the request.
+    pub metadata: Metadata,
 }
 
 /// What happens to a worker.
@@ -99,6 +101,11 @@ pub enum Event {
     FromPipe(Path, Packet),
     /// An action could not be carried out: the path's queue is full or nobody is connected.
     Refused(Path, Packet),
+    /// What a handler's answer begins with: said before its messages, and sent at once if it is a
+    /// stream.
+    Headers(RunId, Metadata),
+    /// What it ends with: said before it is done.
+    Trailers(RunId, Metadata),
     /// A handler sends a message of its stream. It keeps the sum of
     /// [`super::stream_charge`] under [`super::STREAM_BUFFER_BYTES`].
     Message(RunId, Bytes),
@@ -135,6 +142,8 @@ struct Run {
     addresses: Vec<(BrokerId, u64, Bytes)>,
     stream: Option<Box<Sender>>,
     beat_due: Time,
+    headers: Metadata,
+    trailers: Metadata,
 }
 
 /// A packet that came back and is to be sent again.
@@ -259,6 +268,12 @@ impl Session {
             Event::FromPipe(path, packet) if packet.bounced => self.bounced(now, path, packet),
             Event::FromPipe(path, packet) => self.arrived(now, path, packet),
             Event::Refused(path, packet) => self.refused(now, path, packet),
+            Event::Headers(run, headers) => self.headers(run, headers),
+            Event::Trailers(run, trailers) => {
+                if let Some(record) = self.runs.get_mut(&run) {
+                    record.trailers = trailers;
+                }
+            }
             Event::Message(run, message) => self.message(run, message),
             Event::Finish(run, outcome) => self.finish(now, run, outcome),
             Event::Drain(until) => self.begin_drain(now, until),
@@ -450,6 +465,8 @@ impl Session {
             addresses: vec![(owner, number, work.address)],
             stream: streams.then(|| Box::new(Sender::new())),
             beat_due,
+            headers: Metadata::EMPTY,
+            trailers: Metadata::EMPTY,
         };
         self.runs.insert(run, record);
         self.actions.push_back(Action::Begin(Begin {
@@ -461,6 +478,7 @@ impl Session {
             deadline,
             attempt: work.attempt,
             options: work.options,
+            metadata: work.metadata,
         }));
     }
 

@@ -20,8 +20,12 @@ impl Session {
             Message::Chunk(chunk) => {
                 let (key, number) = (chunk.key, chunk.number);
                 let Body::Bytes(part) = packet.body else { return };
-                // A beat that is late is worth nothing: the next one comes.
+                // A beat that is late is worth nothing: the next one comes. Not so headers.
                 if part.is_empty() {
+                    if !chunk.headers.is_empty() {
+                        let body = Body::Bytes(part);
+                        self.keep(now, path, Packet { body, ..packet });
+                    }
                     return;
                 }
                 if let Some((run, stream)) = self.stream_of(&key) {

@@ -1,7 +1,9 @@
 //! A worker's runs: from `Begin` to the one answer that every owner gets, and the streams between.
 
 use bytes::Bytes;
-use zex_spec::{BrokerId, Chunk, Code, Key, MAX_BODY_BYTES, Packet, Reply, Status, Steer};
+use zex_spec::{
+    BrokerId, Chunk, Code, Key, MAX_BODY_BYTES, Metadata, Packet, Reply, Status, Steer,
+};
 
 use super::{Action, Answered, Run, RunId, STREAM_BEAT_MS, Sender, Session};
 use crate::Time;
@@ -23,7 +25,7 @@ impl Session {
             let chunks = stream.chunks();
             if now >= record.beat_due {
                 record.beat_due = now.plus_ms(STREAM_BEAT_MS);
-                let packet = chunk(record, chunks, Bytes::new());
+                let packet = chunk(record, chunks, Metadata::EMPTY, Bytes::new());
                 self.actions.push_back(Action::ToPipe(record.path, packet));
             }
             due = due.min(record.beat_due);
@@ -36,6 +38,17 @@ impl Session {
     pub(super) fn stop(&mut self, now: Time, run: RunId, status: Status) {
         self.actions.push_back(Action::Abort(run));
         self.answer(now, run, Err(status));
+    }
+
+    /// What the answer begins with. A stream's goes ahead, in a beat of number 0, so that it cannot be
+    /// mistaken for one that overtook its parts; the reply repeats it, for that beat may be lost.
+    pub(super) fn headers(&mut self, run: RunId, headers: Metadata) {
+        let Some(record) = self.runs.get_mut(&run) else { return };
+        record.headers = headers;
+        if record.stream.is_some() && !record.headers.is_empty() {
+            let packet = chunk(record, 0, record.headers.clone(), Bytes::new());
+            self.actions.push_back(Action::ToPipe(record.path, packet));
+        }
     }
 
     pub(super) fn message(&mut self, run: RunId, message: Bytes) {
@@ -64,7 +77,8 @@ impl Session {
         let Some(record) = self.runs.remove(&run) else { return };
         self.timers.clear(run, record.due);
         let chunks = record.stream.map_or(0, |stream| stream.chunks());
-        let answer = answered(outcome, chunks);
+        let mut answer = answered(outcome, chunks);
+        (answer.headers, answer.trailers) = (record.headers, record.trailers);
         for (owner, number, address) in record.addresses {
             self.held.release(owner, number);
             let packet = reply(owner, address, record.key, answer.clone());
@@ -101,7 +115,7 @@ impl Session {
             return self.answer(self.now, run, outcome.map(|()| Bytes::new()));
         }
         let Some((number, part, room)) = stream.next_part() else { return };
-        let packet = chunk(record, number, part);
+        let packet = chunk(record, number, Metadata::EMPTY, part);
         self.actions.push_back(Action::ToPipe(record.path, packet));
         if room > 0 {
             self.actions.push_back(Action::Room(run, room));
@@ -111,22 +125,24 @@ impl Session {
 }
 
 /// A chunk of a run's stream, to the owner that sent the work last.
-pub(super) fn chunk(record: &Run, number: u32, part: Bytes) -> Packet {
+pub(super) fn chunk(record: &Run, number: u32, headers: Metadata, part: Bytes) -> Packet {
     // A run has one address at least from its beginning on.
     let (owner, _, address) = record.addresses.last().cloned().unwrap_or_default();
-    Packet::from_peer(Steer::Owner(owner), Chunk { address, key: record.key, number }, part)
+    let key = record.key;
+    Packet::from_peer(Steer::Owner(owner), Chunk { address, key, number, headers }, part)
 }
 
 pub(super) fn reply(owner: BrokerId, address: Bytes, key: Key, answer: Answered) -> Packet {
-    let Answered { code, message, chunks, body } = answer;
-    Packet::from_peer(Steer::Owner(owner), Reply { address, key, code, message, chunks }, body)
+    let Answered { code, message, chunks, body, headers, trailers } = answer;
+    let reply = Reply { address, key, code, message, chunks, headers, trailers };
+    Packet::from_peer(Steer::Owner(owner), reply, body)
 }
 
 /// An outcome as it travels, within what travels.
 pub(super) fn answered(outcome: Result<Bytes, Status>, chunks: u32) -> Answered {
     let mut status = match outcome {
         Ok(body) if body.len() <= MAX_BODY_BYTES => {
-            return Answered { code: Code::Ok.number(), message: String::new(), chunks, body };
+            return Answered { chunks, body, ..Answered::default() };
         }
         Ok(body) => {
             let text =
@@ -143,5 +159,6 @@ pub(super) fn answered(outcome: Result<Bytes, Status>, chunks: u32) -> Answered 
     if status.details.len() > MAX_BODY_BYTES {
         status.details = Bytes::new();
     }
-    Answered { code: status.code.number(), message: status.message, chunks, body: status.details }
+    let (code, message, body) = (status.code.number(), status.message, status.details);
+    Answered { code, message, chunks, body, ..Answered::default() }
 }
