@@ -6,15 +6,16 @@
 //!                                router_for_brokers [state pipe] publisher ◀───────── subscriber ────────┘
 //! ```
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use zex_core::pipe::Side;
 use zex_spec::{BrokerId, MAX_BODY_BYTES, MAX_HEADER_BYTES, PeerId};
 
-use crate::monitor::Monitor;
+use crate::entrance::{Entrance, Refusal, Visitor};
+use crate::monitor::{CONNECTIONS, Monitor};
 use crate::security::zap::{self, Gate};
-use crate::{AllowList, Error, Keys, PublicKey, Role, Socket};
+use crate::{AllowFile, AllowList, Error, Keys, PublicKey, Role, Socket};
 
 /// Messages from one client or worker that may wait at a pipe, and as many at its own end for it:
 /// enough for a burst, little enough that one peer which does not read stays small (a thousand
@@ -64,6 +65,7 @@ const KEEPALIVE_PROBES: i32 = 3;
 pub struct Context {
     inner: zmq::Context,
     security: Security,
+    refusal: Refusal,
 }
 
 /// What its sockets encrypt with.
@@ -118,7 +120,7 @@ impl Context {
     pub fn member(own: Keys, pipes: PublicKey) -> Result<Self, Error> {
         Self::can_encrypt()?;
         let security = Security::Member(Arc::new((own, pipes)));
-        Ok(Self { inner: zmq::Context::new(), security })
+        Ok(Self { security, ..Self::default() })
     }
 
     /// A context of pipes: it lets in who has a key that is listed for what he wants to be.
@@ -126,10 +128,24 @@ impl Context {
     /// # Errors
     /// [`Error::Security`] if this libzmq cannot encrypt, others if the system is exhausted.
     pub fn gate(own: Keys, allow: AllowList) -> Result<Self, Error> {
+        Self::start_gate(own, allow, None)
+    }
+
+    /// The same with a list that is read again when its file changes. Whoever is taken off it stays
+    /// until his connection ends.
+    ///
+    /// # Errors
+    /// As [`Context::gate`].
+    pub fn gate_by_file(own: Keys, mut file: AllowFile) -> Result<Self, Error> {
+        Self::start_gate(own, file.take(), Some(file))
+    }
+
+    fn start_gate(own: Keys, allow: AllowList, file: Option<AllowFile>) -> Result<Self, Error> {
         Self::can_encrypt()?;
         let inner = zmq::Context::new();
-        let gate = zap::start(&inner, allow)?;
-        Ok(Self { inner, security: Security::Gate(Arc::new((own, gate))) })
+        let gate = zap::start(&inner, allow, file)?;
+        let security = Security::Gate(Arc::new((own, gate)));
+        Ok(Self { inner, security, refusal: Refusal::default() })
     }
 
     fn can_encrypt() -> Result<(), Error> {
@@ -140,6 +156,11 @@ impl Context {
     /// Connections that were refused for their key.
     pub fn refused(&self) -> u64 {
         self.gatekeeper().map_or(0, |gate| gate.refused.load(Ordering::Relaxed))
+    }
+
+    /// Why a pipe does not let one of its sockets in, and what to do; none if nothing is known of it.
+    pub fn refusal(&self) -> Option<String> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn gatekeeper(&self) -> Option<&Arc<Gate>> {
@@ -189,7 +210,7 @@ impl Context {
         socket.set_subscribe(b"").map_err(option("subscribe"))?;
         // As for a DEALER: what belongs to a connection ends with it.
         socket.set_immediate(true).map_err(option("IMMEDIATE"))?;
-        self.connect(socket, endpoint)
+        self.connect(socket, endpoint, Some(Role::Broker))
     }
 
     /// A client's DEALER towards one in pipe.
@@ -197,7 +218,7 @@ impl Context {
     /// # Errors
     /// [`Error::Connect`] if the endpoint is malformed.
     pub fn dealer_for_client(&self, id: PeerId, endpoint: &str) -> Result<Socket, Error> {
-        self.dealer(Some(&id.0), endpoint, Towards::Clients)
+        self.dealer(Some(&id.0), endpoint, Towards::Clients, Some(Role::Client))
     }
 
     /// A worker's DEALER towards one worker pipe.
@@ -205,7 +226,7 @@ impl Context {
     /// # Errors
     /// [`Error::Connect`] if the endpoint is malformed.
     pub fn dealer_for_worker(&self, id: PeerId, endpoint: &str) -> Result<Socket, Error> {
-        self.dealer(Some(&id.0), endpoint, Towards::Workers)
+        self.dealer(Some(&id.0), endpoint, Towards::Workers, Some(Role::Worker))
     }
 
     /// A broker's DEALER towards one pipe of any kind.
@@ -213,7 +234,8 @@ impl Context {
     /// # Errors
     /// [`Error::Connect`] if the endpoint is malformed.
     pub fn dealer_for_broker(&self, id: BrokerId, endpoint: &str) -> Result<Socket, Error> {
-        self.dealer(Some(&id.0.to_be_bytes()), endpoint, Towards::Brokers)
+        let id = id.0.to_be_bytes();
+        self.dealer(Some(&id), endpoint, Towards::Brokers, Some(Role::Broker))
     }
 
     /// A DEALER of the old dialect. Without a routing id the pipe makes one up.
@@ -221,7 +243,8 @@ impl Context {
     /// # Errors
     /// [`Error::Connect`] if the endpoint is malformed.
     pub fn dealer_for_ez(&self, id: Option<&[u8]>, endpoint: &str) -> Result<Socket, Error> {
-        self.dealer(id, endpoint, Towards::Clients)
+        // Not watched: no old peer has a key.
+        self.dealer(id, endpoint, Towards::Clients, None)
     }
 
     /// A ROUTER whose connections are watched: [`Socket::monitor`].
@@ -231,7 +254,7 @@ impl Context {
     pub(crate) fn watched_router(&self, endpoint: &str, towards: Towards) -> Result<Socket, Error> {
         let socket = self.unbound_router(towards)?;
         // Before it is bound: peers that wait for a pipe to come back are there at once.
-        let monitor = Monitor::start(&self.inner, &socket)?;
+        let monitor = Monitor::start(&self.inner, &socket, CONNECTIONS)?;
         Ok(self.bind(socket, endpoint, towards)?.with_monitor(monitor))
     }
 
@@ -253,7 +276,13 @@ impl Context {
         Ok(socket)
     }
 
-    fn dealer(&self, id: Option<&[u8]>, endpoint: &str, to: Towards) -> Result<Socket, Error> {
+    fn dealer(
+        &self,
+        id: Option<&[u8]>,
+        endpoint: &str,
+        to: Towards,
+        watched_as: Option<Role>,
+    ) -> Result<Socket, Error> {
         let socket = self.socket(zmq::DEALER, to)?;
         if let Some(id) = id {
             socket.set_identity(id).map_err(option("set the routing id"))?;
@@ -261,7 +290,7 @@ impl Context {
         // Queue only where somebody is connected: else messages gather for a pipe that is not
         // there and come out, long stale, when it is; and the sender does not notice.
         socket.set_immediate(true).map_err(option("IMMEDIATE"))?;
-        self.connect(socket, endpoint)
+        self.connect(socket, endpoint, watched_as)
     }
 
     /// Binds a socket, as a gate if this context is one.
@@ -283,10 +312,16 @@ impl Context {
         }
     }
 
-    /// Connects a socket, with its key if this context has one.
-    fn connect(&self, socket: zmq::Socket, endpoint: &str) -> Result<Socket, Error> {
-        match &self.security {
-            Security::Plain => {}
+    /// Connects a socket, with its key if this context has one. Whether it is let in is watched, if
+    /// it is to be.
+    fn connect(
+        &self,
+        socket: zmq::Socket,
+        endpoint: &str,
+        watched_as: Option<Role>,
+    ) -> Result<Socket, Error> {
+        let keys = match &self.security {
+            Security::Plain => None,
             Security::Gate(_) => {
                 return Err(Error::Security("a pipe's key is no member's: it does not connect"));
             }
@@ -298,9 +333,18 @@ impl Context {
                     socket.set_curve_secretkey(&keys.secret_bytes())
                 };
                 set().map_err(option("take the key"))?;
+                Some((keys.public().clone(), pipes.clone()))
             }
-        }
-        connect(socket, endpoint)
+        };
+        // In one process nobody asks for keys.
+        let Some(role) = watched_as.filter(|_| endpoint.starts_with("tcp://")) else {
+            return connect(socket, endpoint);
+        };
+        let visitor = Visitor { role, keys };
+        let refusal = Arc::clone(&self.refusal);
+        // Before it is connected: the first word may be the last.
+        let entrance = Entrance::watch(&self.inner, &socket, visitor, refusal)?;
+        Ok(connect(socket, endpoint)?.at(entrance))
     }
 
     /// What every socket has.

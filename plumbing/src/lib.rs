@@ -14,6 +14,7 @@
 //! - [`Dealers`]: a client's or a worker's sockets, with what waits for room in them.
 //! - [`Pipe`]: the in pipe, the worker pipe and the state pipe as threads.
 //! - [`Keys`], [`AllowList`]: who may connect; [`Context::member`] and [`Context::gate`] encrypt.
+//! - `entrance`: who is not let in says why, and tries again.
 //! - [`Clock`], [`epoch_now`], [`new_peer_id`]: what the pure crates are given from outside.
 //!
 //! How a thread with sockets looks (client, worker SDK, broker and pipes all do this):
@@ -50,6 +51,7 @@
 mod clock;
 mod context;
 mod dealers;
+mod entrance;
 mod mailbox;
 mod monitor;
 mod pipe;
@@ -61,7 +63,9 @@ pub use context::Context;
 pub use dealers::Dealers;
 pub use mailbox::{Handle, Mailbox, NotSent, mailbox, wait};
 pub use pipe::{FusedPipe, Pipe, PipeSettings, PipeStats, StatePipeSettings};
-pub use security::{AllowError, AllowList, KeyError, Keys, PublicKey, Role};
+pub use security::{
+    AllowError, AllowFile, AllowFileError, AllowList, KeyError, Keys, PublicKey, Role,
+};
 pub use socket::{Sent, Socket};
 
 /// What can go wrong when sockets are made or waited for.

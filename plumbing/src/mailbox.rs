@@ -174,8 +174,11 @@ impl<T> Mailbox<T> {
 /// # Errors
 /// [`Error::Library`] if libzmq cannot poll.
 pub fn wait<T>(sockets: &[&Socket], mailbox: &Mailbox<T>, deadline: Instant) -> Result<(), Error> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let left = left.min(Duration::from_millis(MAX_SLEEP_MS));
+    let now = Instant::now();
+    for socket in sockets {
+        socket.look_at_entrance(now);
+    }
+    let left = deadline.saturating_duration_since(now).min(Duration::from_millis(MAX_SLEEP_MS));
     // Rounded up: a sleep that ends before its deadline would be followed by a spin.
     let mut timeout_ms = i64::try_from(left.as_micros().div_ceil(1_000)).unwrap_or(0);
     if !mailbox.fall_asleep() {

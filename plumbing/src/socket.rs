@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use zex_spec::{MAX_BODY_BYTES, MAX_FRAMES, MAX_HEADER_BYTES, Malformed, Packet};
 
+use crate::entrance::Entrance;
 use crate::monitor::Monitor;
 use crate::security::zap::Gate;
 
@@ -47,6 +48,8 @@ pub struct Socket {
     endpoint: String,
     /// Tells of its connections; only where somebody asked for it.
     monitor: Option<Monitor>,
+    /// Whether it is let in where it connects. Boxed: pipes have none.
+    entrance: Option<Box<Entrance>>,
     /// Keeps the one alive who lets peers in.
     gate: Option<Arc<Gate>>,
     /// Where first frames are put together. libzmq gets a copy: that is one allocation, where giving
@@ -56,7 +59,7 @@ pub struct Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if self.monitor.is_some() {
+        if self.monitor.is_some() || self.entrance.is_some() {
             Monitor::silence(&self.inner);
         }
     }
@@ -64,7 +67,13 @@ impl Drop for Socket {
 
 impl Socket {
     pub(crate) fn new(inner: zmq::Socket, endpoint: String) -> Self {
-        Self { inner, endpoint, monitor: None, gate: None, scratch: RefCell::default() }
+        let (monitor, entrance, gate) = (None, None, None);
+        Self { inner, endpoint, monitor, entrance, gate, scratch: RefCell::default() }
+    }
+
+    pub(crate) fn at(mut self, entrance: Entrance) -> Self {
+        self.entrance = Some(Box::new(entrance));
+        self
     }
 
     pub(crate) fn with_monitor(mut self, monitor: Monitor) -> Self {
@@ -85,6 +94,13 @@ impl Socket {
     /// What tells of its connections, if it is watched.
     pub(crate) fn monitor(&self) -> Option<&Monitor> {
         self.monitor.as_ref()
+    }
+
+    /// Says so if the other end does not let it in, and tries again. For one comparison most times.
+    pub(crate) fn look_at_entrance(&self, now: Instant) {
+        if let Some(entrance) = &self.entrance {
+            entrance.look(now, &self.inner, &self.endpoint);
+        }
     }
 
     /// Where it is bound (with the port that the system chose for port 0) or connected to.

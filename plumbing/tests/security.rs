@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ends::{FakeBroker, Peer, call, until};
-use zex_plumbing::{AllowList, Context, Keys, Pipe, PipeSettings, PublicKey};
+use zex_plumbing::{
+    AllowFile, AllowList, Clock, Context, Dealers, Keys, Pipe, PipeSettings, PublicKey, mailbox,
+};
 use zex_spec::{Enquire, Heartbeat, Message, Packet, Register, Steer};
 
 /// How often the two ends of a worker hear each other while somebody tries to be it.
@@ -200,4 +202,112 @@ fn keys_are_for_one_end_of_a_connection() {
     assert!(Pipe::start_in(&member, &settings()).is_err());
     let id = zex_plumbing::new_peer_id();
     assert!(stage.gate.dealer_for_client(id, "tcp://127.0.0.1:1").is_err());
+}
+
+/// A peer that waits as all do, and so looks whether it is let in.
+struct Visitor {
+    context: Context,
+    dealers: Dealers,
+    clock: Clock,
+}
+
+impl Visitor {
+    fn client(context: Context, pipe: &Pipe) -> Self {
+        let id = zex_plumbing::new_peer_id();
+        let socket = context.dealer_for_client(id, pipe.front_endpoint()).unwrap();
+        Self { context, dealers: Dealers::new(vec![socket]), clock: Clock::new() }
+    }
+
+    /// Waits until it knows why it is not let in.
+    fn refusal(&self) -> String {
+        let mut refusal = None;
+        self.pass_time(|| {
+            refusal = self.context.refusal();
+            refusal.is_some()
+        });
+        refusal.unwrap()
+    }
+
+    fn pass_time(&self, mut state: impl FnMut() -> bool) {
+        let (_handle, mailbox) = mailbox::<()>(1).unwrap();
+        until(|| {
+            self.dealers.wait(&mailbox, Instant::now() + Duration::from_millis(50)).unwrap();
+            state()
+        });
+    }
+
+    /// Sends until something is heard at the other end.
+    fn reaches(mut self, broker: &FakeBroker) {
+        let (_handle, mailbox) = mailbox::<()>(1).unwrap();
+        until(|| {
+            let packet = call("pkg.Service", Bytes::new());
+            let _ = self.dealers.send(self.clock.now(), 0, packet);
+            self.dealers.flush(self.clock.now(), |_, _| {});
+            let soon = Instant::now() + Duration::from_millis(50);
+            self.dealers.wait(&mailbox, soon).unwrap();
+            assert_ne!(broker.beat(true, false), zex_plumbing::Sent::NoRoute);
+            broker.hear_by(Instant::now()).is_some()
+        });
+        self.pass_time(|| self.context.refusal().is_none());
+    }
+}
+
+#[test]
+fn who_is_refused_knows_why_and_comes_in_when_it_is_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("allow");
+    let [pipes, client, broker] = [(); 3].map(|()| Keys::generate().unwrap());
+    let listed = format!("broker {} # the only one\n", broker.public());
+    std::fs::write(&path, &listed).unwrap();
+    let public = pipes.public().clone();
+    let gate = Context::gate_by_file(pipes, AllowFile::open(&path).unwrap()).unwrap();
+    let pipe = Pipe::start_in(&gate, &settings()).unwrap();
+    let broker = FakeBroker::ready(&Context::member(broker, public.clone()).unwrap(), &pipe, "a");
+    let visitor = Visitor::client(Context::member(client.clone(), public).unwrap(), &pipe);
+    let refusal = visitor.refusal();
+    let line = format!("client {}", client.public());
+    assert!(refusal.contains(&line) && refusal.contains(pipe.front_endpoint()), "{refusal}");
+    // It tries again and again; a list that is broken changes nothing.
+    std::fs::write(&path, format!("{listed}{line}\nchief {}\n", client.public())).unwrap();
+    let refused = gate.refused();
+    visitor.pass_time(|| gate.refused() >= refused + 2);
+    std::fs::write(&path, format!("{listed}{line}\n")).unwrap();
+    visitor.reaches(&broker);
+}
+
+#[test]
+fn what_is_wrong_with_the_keys_of_both_ends_is_said() {
+    let stage = Stage::new();
+    let (pipe, broker) = stage.in_pipe();
+    let (client, plain) = (stage.client.clone(), Context::new());
+    let without = Visitor::client(Context::new(), &pipe).refusal();
+    assert!(without.contains("asks for a key"), "{without}");
+    let other = Keys::generate().unwrap().public().clone();
+    let deceived = Visitor::client(Context::member(client.clone(), other.clone()).unwrap(), &pipe);
+    let deceived = deceived.refusal();
+    assert!(deceived.contains(other.as_str()) && deceived.contains("--server-key"), "{deceived}");
+    let open = Pipe::start_in(&plain, &settings()).unwrap();
+    let keyed = Visitor::client(stage.member(&client), &open).refusal();
+    assert!(keyed.contains("has no key"), "{keyed}");
+    Visitor::client(stage.member(&client), &pipe).reaches(&broker);
+}
+
+/// libzmq forgets an endpoint whose two ends do not fit; a pipe that gets its key later has its
+/// peers all the same.
+#[test]
+fn a_pipe_that_gets_its_key_later_has_its_peers_all_the_same() {
+    let stage = Stage::new();
+    let plain = Pipe::start_in(&Context::new(), &settings()).unwrap();
+    let visitor = Visitor::client(stage.member(&stage.client), &plain);
+    assert!(visitor.refusal().contains("has no key"));
+    let settings = PipeSettings { peers_endpoint: plain.front_endpoint().to_owned(), ..settings() };
+    plain.stop();
+    let mut pipe = None;
+    until(|| {
+        pipe = Pipe::start_in(&stage.gate, &settings).ok();
+        pipe.is_some()
+    });
+    let pipe = pipe.unwrap();
+    let broker = FakeBroker::ready(&stage.member(&stage.broker), &pipe, "a");
+    visitor.reaches(&broker);
 }

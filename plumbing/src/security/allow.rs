@@ -2,11 +2,14 @@
 //!
 //! ```text
 //! # roles                                   key
-//! broker                                    Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID
+//! broker                                    Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID   # broker-1
 //! client                                    …
 //! worker example.v1.Users,example.v1.Groups …
 //! client worker zex.*                       …
 //! ```
+//!
+//! The key may stand in front of its roles as well. No key begins with `#`, so that always begins a
+//! comment.
 
 use std::collections::HashMap;
 
@@ -14,6 +17,9 @@ use super::keys::{KeyError, PublicKey};
 
 /// Lines of a list: more than this is not a list that anybody keeps.
 const MAX_LINES: usize = 100_000;
+
+/// What a person can write.
+const ROLES: &str = "client, worker (with its services, as a.B,c.* or * for all) or broker";
 
 /// What somebody can be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -67,31 +73,30 @@ pub struct AllowList {
 }
 
 impl AllowList {
-    /// Reads a list. A key may have several lines. Empty lines and lines that begin with `#` are
-    /// ignored.
+    /// Reads a list. A key may have several lines. Empty lines are ignored, and what comes behind a
+    /// `#` that begins a word.
     ///
     /// # Errors
     /// [`AllowError`] names the first line that is wrong.
     pub fn parse(text: &str) -> Result<Self, AllowError> {
         let mut list = Self::default();
         for (number, line) in (1..).zip(text.lines()) {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
+            let words: Vec<&str> =
+                line.split_whitespace().take_while(|word| !word.starts_with('#')).collect();
+            if words.is_empty() {
                 continue;
             }
             let wrong = |reason: String| AllowError { line: number, reason };
             if number > MAX_LINES {
                 return Err(wrong(format!("a list has at most {MAX_LINES} lines")));
             }
-            list.add(line).map_err(wrong)?;
+            list.add(&words).map_err(wrong)?;
         }
         Ok(list)
     }
 
-    fn add(&mut self, line: &str) -> Result<(), String> {
-        let mut words: Vec<&str> = line.split_whitespace().collect();
-        let key = words.pop().unwrap_or_default();
-        let key: PublicKey = key.parse().map_err(|error: KeyError| error.to_string())?;
+    fn add(&mut self, words: &[&str]) -> Result<(), String> {
+        let (key, words) = split(words)?;
         let mut words = words.into_iter();
         let mut rights = self.keys.get(&key).cloned().unwrap_or_default();
         let mut any = false;
@@ -106,11 +111,11 @@ impl AllowList {
                         .ok_or("behind `worker` come its services, as a.B,c.* or * for all")?;
                     rights.serves.extend(services.split(',').map(str::to_owned));
                 }
-                None => return Err(format!("{word:?} is no role: client, broker or worker")),
+                None => return Err(format!("`{word}` is no role: {ROLES}")),
             }
         }
         if !any {
-            return Err("in front of the key comes its role: client, broker or worker".to_owned());
+            return Err(format!("beside the key stands its role: {ROLES}"));
         }
         self.keys.insert(key, rights);
         Ok(())
@@ -150,6 +155,27 @@ impl AllowList {
     }
 }
 
+/// A line's key, which is its last word or its first, and the words that say what it may be. Which
+/// of the two it is the first word tells: a service's name can look like a key.
+fn split<'a>(words: &[&'a str]) -> Result<(PublicKey, Vec<&'a str>), String> {
+    let (key, roles) = match words {
+        [first, roles @ ..] if Role::named(first).is_none() && is_key(first) => (*first, roles),
+        // As a key file has it.
+        ["public", key, roles @ ..] => (*key, roles),
+        [roles @ .., key] => (*key, roles),
+        [] => return Err("it is empty".to_owned()),
+    };
+    let key = key.parse().map_err(|error: KeyError| match roles.first() {
+        Some(first) if Role::named(first).is_none() => format!("`{first}` is no role: {ROLES}"),
+        _ => error.to_string(),
+    })?;
+    Ok((key, roles.iter().copied().filter(|word| *word != "public").collect()))
+}
+
+fn is_key(word: &str) -> bool {
+    word.parse::<PublicKey>().is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,16 +201,37 @@ mod tests {
     }
 
     #[test]
+    fn a_key_stands_behind_or_before_its_roles_and_comments_behind_all() {
+        let [a, b, c] = [(); 3].map(|()| key());
+        let text = format!(
+            "client {a} # alice\n{b} worker x.Y client #bob\n  # client {c}\n#client {c}\n\
+             public {c} broker\nclient public {c}\n"
+        );
+        let list = AllowList::parse(&text).unwrap();
+        assert!(list.may_be(&a, Role::Client) && !list.may_be(&a, Role::Worker));
+        assert!(list.may_serve(&b, "x.Y") && list.may_be(&b, Role::Client));
+        assert!(list.may_be(&c, Role::Broker) && list.may_be(&c, Role::Client));
+        // The name of a service that could be a key.
+        let name = "example.v1.VeryLongServiceNameThatIsAKey";
+        assert!(is_key(name), "the test has lost its point");
+        assert!(AllowList::parse(&format!("worker {name} {a}")).unwrap().may_serve(&a, name));
+    }
+
+    #[test]
     fn a_line_that_says_nothing_is_named() {
         let key = key();
-        for bad in [
-            format!("{key}"),
-            format!("worker {key}"),
-            format!("chief {key}"),
-            "client nokey".to_owned(),
+        for (bad, wanted) in [
+            (format!("{key}"), "beside the key stands its role: client, worker (with"),
+            (format!("worker {key}"), "behind `worker` come its services"),
+            (format!("chief {key}"), "`chief` is no role: client, worker (with"),
+            (format!("{key} chief # of all"), "`chief` is no role: client, worker (with"),
+            (format!("chief {key} client"), "`chief` is no role: client, worker (with"),
+            ("client nokey".to_owned(), "\"nokey\" is no key"),
+            ("nokey".to_owned(), "\"nokey\" is no key"),
         ] {
             let error = AllowList::parse(&format!("client {key}\n{bad}")).unwrap_err();
             assert_eq!(error.line, 2, "{error}");
+            assert!(error.reason.starts_with(wanted), "{bad}: {error}");
         }
     }
 }

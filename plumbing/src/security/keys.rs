@@ -95,12 +95,12 @@ impl Keys {
         Ok(Self { public: Self::public_of(text)?, secret })
     }
 
-    /// The public key of a key file; the secret may be absent.
+    /// The public key in a text: of a key file, whose secret may be absent, or all there is.
     ///
     /// # Errors
     /// As [`Keys::parse`].
     pub fn public_of(text: &str) -> Result<PublicKey, KeyError> {
-        line(text, "public")?.parse()
+        text.trim().parse().or_else(|_| line(text, "public")?.parse())
     }
 
     /// The text of its file.
@@ -161,6 +161,9 @@ mod tests {
             keys.to_text().lines().filter(|line| !line.contains("secret")).collect();
         assert_eq!(Keys::parse(&public).err(), Some(KeyError::Missing("secret")));
         assert_eq!(Keys::public_of(&public.replace("only.", "only.\n")).unwrap(), *keys.public());
+        for text in [format!("{}\n", keys.public()), format!("public {}", keys.public())] {
+            assert_eq!(Keys::public_of(&text).unwrap(), *keys.public());
+        }
     }
 
     #[test]

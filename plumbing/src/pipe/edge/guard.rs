@@ -70,7 +70,8 @@ impl Guard {
         // A copy; the original goes on to the brokers. Registrations are few and small.
         let copy = frames.iter().map(|frame| into_bytes(zmq::Message::from(&frame[..]))).collect();
         let Message::Register(register) = Packet::decode(copy)?.message else { return Ok(()) };
-        let refused = |service: &String| !self.gate.allow.may_serve(key, service);
+        let allow = self.gate.allow();
+        let refused = |service: &String| !allow.may_serve(key, service);
         match register.services.into_iter().find(refused) {
             Some(service) => Err(Refused::Service(key.clone(), service)),
             None => Ok(()),
