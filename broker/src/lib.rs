@@ -290,10 +290,12 @@ impl Driver {
             if self.drained || self.inbox.is_closed() {
                 break;
             }
-            let busy = self.take_in();
+            let mut busy = self.take_in();
             if self.mesh.poll_timeout().is_some_and(|at| at <= self.now) {
                 self.step(Event::Tick);
             }
+            // What was done may have come back from a pipe of ours.
+            busy |= self.act();
             self.publish();
             if busy {
                 continue;
@@ -346,6 +348,8 @@ impl Driver {
                 }
                 busy = true;
             }
+            // Together: libzmq's thread is woken once for all of it and writes full segments.
+            self.act();
         }
         for at in 0..self.heard.len() {
             for _ in 0..BURST_MESSAGES {
@@ -362,12 +366,13 @@ impl Driver {
 
     fn step(&mut self, event: Event) {
         self.mesh.handle(self.now, event);
-        self.act();
     }
 
-    /// Carries out what the core wants, to the last.
-    fn act(&mut self) {
+    /// Carries out what the core wants, to the last. Whether there was anything.
+    fn act(&mut self) -> bool {
+        let mut busy = false;
         while let Some(action) = self.mesh.poll_action() {
+            busy = true;
             match action {
                 Action::ToPipe(link, packet) => {
                     let way = self.links.iter_mut().find(|(known, _)| *known == link);
@@ -393,6 +398,7 @@ impl Driver {
                 Action::Drained => self.drained = true,
             }
         }
+        busy
     }
 
     fn publish(&mut self) {

@@ -110,8 +110,8 @@ impl Dealers {
         for (path, dealer) in (0..).zip(&mut self.dealers) {
             // Asked first: to encode the same packet each millisecond, and to copy its body for
             // libzmq, which gives nothing back, would cost more than to send it.
-            while dealer.socket.has_room()
-                && let Some(packet) = dealer.backlog.front()
+            while let Some(packet) = dealer.backlog.front()
+                && dealer.socket.has_room()
             {
                 if dealer.socket.send_packet(packet) != Sent::Sent {
                     break;
