@@ -105,7 +105,7 @@ pub(crate) fn answer(dialect: Dialect, frames: &[Message]) -> Option<(Id, Result
             Some((id.try_into().ok()?, Ok(())))
         }
         Dialect::Native => {
-            let packet = Packet::decode(owned(frames)).ok()?;
+            let packet = decode(frames)?;
             match packet.message {
                 zex_spec::Message::Reply(reply) if reply.code == 0 => Some((reply.key.0, Ok(()))),
                 zex_spec::Message::Reply(reply) => {
@@ -120,8 +120,12 @@ pub(crate) fn answer(dialect: Dialect, frames: &[Message]) -> Option<(Id, Result
     }
 }
 
-fn owned(frames: &[Message]) -> Vec<Bytes> {
-    frames.iter().map(|frame| Bytes::copy_from_slice(frame)).collect()
+/// A native message. All that come here are one frame.
+fn decode(frames: &[Message]) -> Option<Packet> {
+    match frames {
+        [only] => Packet::decode_frame(only).ok(),
+        _ => None,
+    }
 }
 
 /// A worker that gives back what it gets.
@@ -129,11 +133,13 @@ pub(crate) struct Echo {
     dialect: Dialect,
     /// The highest number seen of each owner: all of them are answered.
     seen: BTreeMap<BrokerId, u64>,
+    /// Where its answers are put together.
+    frame: Vec<u8>,
 }
 
 impl Echo {
     pub(crate) fn new(dialect: Dialect) -> Self {
-        Self { dialect, seen: BTreeMap::new() }
+        Self { dialect, seen: BTreeMap::new(), frame: Vec::new() }
     }
 
     /// What to send for what came; nothing if it was no work.
@@ -148,20 +154,20 @@ impl Echo {
                 Some(front.chain(work).collect())
             }
             Dialect::Native => {
-                let packet = Packet::decode(owned(frames)).ok()?;
+                let packet = decode(frames)?;
                 let (zex_spec::Message::Work(work), Body::Bytes(body)) =
                     (packet.message, packet.body)
                 else {
                     return None;
                 };
-                let address = Address::decode(&work.address).ok()?;
-                let seen = self.seen.entry(address.owner).or_default();
-                *seen = (*seen).max(address.number);
+                let (owner, number) = Address::assignment_of(&work.address)?;
+                let seen = self.seen.entry(owner).or_default();
+                *seen = (*seen).max(number);
                 let (address, key) = (work.address, work.key);
                 let reply = Reply { address, key, ..Reply::default() };
-                let steer = Steer::Owner(packet_owner(&reply)?);
-                let (frame, _) = Packet::from_peer(steer, reply, body).encode();
-                Some(vec![Message::from(frame)])
+                let packet = Packet::from_peer(Steer::Owner(owner), reply, body);
+                packet.encode_into(&mut self.frame);
+                Some(vec![Message::from(&self.frame[..])])
             }
         }
     }
@@ -193,10 +199,6 @@ impl Echo {
     }
 }
 
-fn packet_owner(reply: &Reply) -> Option<BrokerId> {
-    Address::owner_of(&reply.address)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,7 +207,7 @@ mod tests {
     fn a_native_request_is_a_call_with_its_own_key_each_time() {
         let mut requests = Requests::new(Dialect::Native, 64).unwrap();
         for id in [[1; ID_BYTES], [2; ID_BYTES]] {
-            let packet = Packet::decode(owned(&requests.frames(&id))).unwrap();
+            let packet = decode(&requests.frames(&id)).unwrap();
             let zex_spec::Message::Call(call) = packet.message else { panic!("no call") };
             assert_eq!((call.key, packet.body.len()), (Key(id), 64));
         }

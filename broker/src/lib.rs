@@ -23,7 +23,7 @@ use zex_core::mesh::{Action, Event, Link, Mesh, Settings, Stats};
 use zex_plumbing::{
     Clock, Context, FusedPipe, Handle, Mailbox, Sent, Socket, epoch_now, mailbox, wait,
 };
-use zex_spec::{BrokerId, Incarnation, Malformed, Packet};
+use zex_spec::{BrokerId, Incarnation, Malformed};
 
 pub use local::{LocalEndpoints, LocalMesh};
 
@@ -339,7 +339,7 @@ impl Driver {
                     // What has come in its turn, and what follows from that: all of it.
                     Way::Fused(pipe) => Ok(pipe.take()),
                     Way::Dealer(_) if taken == BURST_MESSAGES => break,
-                    Way::Dealer(socket) => decode(socket),
+                    Way::Dealer(socket) => socket.recv_packet(),
                 };
                 match packet {
                     Ok(Some(packet)) => self.step(Event::FromPipe(link, packet)),
@@ -353,7 +353,7 @@ impl Driver {
         }
         for at in 0..self.heard.len() {
             for _ in 0..BURST_MESSAGES {
-                match decode(&self.heard[at]) {
+                match self.heard[at].recv_packet() {
                     Ok(Some(packet)) => self.step(Event::FromState(packet)),
                     Ok(None) => break,
                     Err(error) => self.complain(&error),
@@ -459,10 +459,6 @@ fn ways(
         ways.push(Way::Fused(Box::new(pipe)));
     }
     Ok(ways)
-}
-
-fn decode(socket: &Socket) -> Result<Option<Packet>, Malformed> {
-    socket.recv()?.map(Packet::decode).transpose()
 }
 
 /// A number that strangers cannot guess, for the hash tables.

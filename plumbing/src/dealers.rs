@@ -133,11 +133,8 @@ impl Dealers {
     pub fn recv(&mut self, path: u8) -> Option<Packet> {
         let socket = &self.dealers.get(usize::from(path))?.socket;
         for _ in 0..MAX_SKIPPED {
-            match socket.recv() {
-                Ok(Some(frames)) => match Packet::decode(frames) {
-                    Ok(packet) => return Some(packet),
-                    Err(_) => self.malformed += 1,
-                },
+            match socket.recv_packet() {
+                Ok(Some(packet)) => return Some(packet),
                 Ok(None) => return None,
                 Err(_) => self.malformed += 1,
             }

@@ -23,7 +23,7 @@ use crate::security::zap::Gate;
 
 /// Frames up to this many bytes are copied out of libzmq. A small frame that libzmq has received is
 /// a slice of its 8 KiB read buffer: a queue of a thousand 50-byte messages would hold 8 MiB.
-const COPIED_FRAME_BYTES: usize = 2 << 10;
+pub(crate) const COPIED_FRAME_BYTES: usize = 2 << 10;
 /// Most bytes of one message: the largest body, the largest header, and room for a prefix and for
 /// the names and small frames around an EZ body.
 const MAX_MESSAGE_BYTES: usize = MAX_BODY_BYTES + MAX_HEADER_BYTES + (64 << 10);
@@ -133,6 +133,21 @@ impl Socket {
         Ok(self.recv_frames(&mut frames)?.then(|| frames.into_iter().map(into_bytes).collect()))
     }
 
+    /// The next message, decoded, without waiting; `None` if there is none. A small one is read in
+    /// libzmq's own buffer.
+    ///
+    /// # Errors
+    /// [`Malformed`] for what is no message; it is gone, go on.
+    pub fn recv_packet(&self) -> Result<Option<Packet>, Malformed> {
+        let Ok(first) = self.inner.recv_msg(zmq::DONTWAIT) else { return Ok(None) };
+        if first.len() <= COPIED_FRAME_BYTES && !first.get_more() {
+            return Packet::decode_frame(&first).map(Some);
+        }
+        let mut frames = Vec::new();
+        self.recv_rest(first, &mut frames)?;
+        Packet::decode(frames.into_iter().map(into_bytes).collect()).map(Some)
+    }
+
     /// The next message of a ROUTER: the sender's routing id, and the frames behind it.
     ///
     /// # Errors
@@ -211,13 +226,20 @@ impl Socket {
 
     /// The next message as libzmq's own frames, appended to `frames`. False if there is none.
     pub(crate) fn recv_frames(&self, frames: &mut Vec<zmq::Message>) -> Result<bool, Malformed> {
-        let (mut count, mut bytes) = (0, 0);
-        loop {
-            let Ok(frame) = self.inner.recv_msg(zmq::DONTWAIT) else {
-                // EAGAIN: nothing there. EINTR: as if; the caller comes back. Both happen in front
-                // of a message only: libzmq hands over whole messages.
-                return Ok(false);
-            };
+        // EAGAIN: nothing there. EINTR: as if; the caller comes back. Both happen in front of a
+        // message only: libzmq hands over whole messages.
+        let Ok(first) = self.inner.recv_msg(zmq::DONTWAIT) else { return Ok(false) };
+        self.recv_rest(first, frames).map(|()| true)
+    }
+
+    /// The frames behind the first one, which are there if it says so.
+    fn recv_rest(
+        &self,
+        first: zmq::Message,
+        frames: &mut Vec<zmq::Message>,
+    ) -> Result<(), Malformed> {
+        let (mut count, mut bytes, mut next) = (0, 0, Some(first));
+        while let Some(frame) = next.take() {
             count += 1;
             bytes += frame.len();
             let more = frame.get_more();
@@ -227,11 +249,9 @@ impl Socket {
             } else {
                 frames.clear();
             }
-            if !more {
-                break;
-            }
+            next = if more { self.inner.recv_msg(zmq::DONTWAIT).ok() } else { None };
         }
-        if frames.is_empty() { Err(Malformed::FrameCount(count)) } else { Ok(true) }
+        if frames.is_empty() { Err(Malformed::FrameCount(count)) } else { Ok(()) }
     }
 }
 

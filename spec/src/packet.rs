@@ -134,11 +134,27 @@ impl Packet {
             return Err(Malformed::FrameCount(frames.len()));
         }
         let first = frames.remove(0);
-        let prefix = Prefix::decode(&first)?;
-        let body_at = PREFIX_BYTES + prefix.header_len as usize;
-        let message = Message::decode_header(prefix.kind, &first[PREFIX_BYTES..body_at])?;
-        check_names(&message)?;
-        let inline = first.slice(body_at..);
+        let (prefix, message, body_at) = read_first(&first)?;
+        Self::whole(prefix, message, first.slice(body_at..), frames)
+    }
+
+    /// Reads a message that is one frame, and copies its body: for a small one that is cheaper than
+    /// to keep the frame for it.
+    ///
+    /// # Errors
+    /// As [`Packet::decode`].
+    pub fn decode_frame(frame: &[u8]) -> Result<Self> {
+        let (prefix, message, body_at) = read_first(frame)?;
+        Self::whole(prefix, message, Bytes::copy_from_slice(&frame[body_at..]), Vec::new())
+    }
+
+    /// With the body that stood in the first frame, and the frames behind it.
+    fn whole(
+        prefix: Prefix,
+        message: Message,
+        inline: Bytes,
+        mut frames: Vec<Bytes>,
+    ) -> Result<Self> {
         let body = if is_ez(&message) {
             if !inline.is_empty() {
                 return Err(Malformed::FrameCount(frames.len() + 1));
@@ -170,6 +186,15 @@ impl Packet {
         let full = bounced && prefix.flags.has(Flags::FULL);
         Ok(Self { steer, pipe, peer, bounced, full, message, body })
     }
+}
+
+/// Prefix and header, and where the body begins.
+fn read_first(first: &[u8]) -> Result<(Prefix, Message, usize)> {
+    let prefix = Prefix::decode(first)?;
+    let body_at = PREFIX_BYTES + prefix.header_len as usize;
+    let message = Message::decode_header(prefix.kind, &first[PREFIX_BYTES..body_at])?;
+    check_names(&message)?;
+    Ok((prefix, message, body_at))
 }
 
 /// Whether the body is the frames of an EZ message.

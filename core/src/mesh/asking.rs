@@ -206,7 +206,7 @@ impl Mesh {
         let text = "it may have run under a broker or a worker that is gone; \
                     only an idempotent call is run again";
         let outcome = Outcome::error(Code::Unavailable, text);
-        self.memory.put(now, self.calls[id].key, outcome.clone());
+        self.memory.put(now, self.calls[id].key, &outcome);
         self.finish(now, id, outcome);
     }
 

@@ -199,7 +199,7 @@ impl Mesh {
         // One allocation that every copy of the path shares.
         let peer = Bytes::from_owner(edge.peer.0);
         let path = ReturnPath { pipe: edge.pipe, dialect: Dialect::Native, peer };
-        if let Some(outcome) = self.memory.get(&call.key).cloned() {
+        if let Some(outcome) = self.memory.get(&call.key) {
             return self.answer_native(&path, call.key, &outcome);
         }
         if let Some(id) = self.native_call(&call.key) {

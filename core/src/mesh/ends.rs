@@ -55,7 +55,7 @@ impl Mesh {
             Dialect::Native => {
                 self.answer_native(path, key, &outcome);
                 if outcome.chunks == 0 && outcome.code != Code::Unavailable.number() {
-                    self.memory.put(now, key, outcome);
+                    self.memory.put(now, key, &outcome);
                 }
             }
             // The request's id was known to the owner alone.
@@ -85,7 +85,7 @@ impl Mesh {
         };
         self.answer(&call, end);
         if let Some(outcome) = remember {
-            self.memory.put(now, call.key, outcome);
+            self.memory.put(now, call.key, &outcome);
         }
     }
 
@@ -124,7 +124,7 @@ impl Mesh {
             self.answer_to(&origin, &path, key, end);
             self.answered_siblings(id, &origin, &path);
             if outcome.code == Code::DeadlineExceeded.number() {
-                self.memory.put(now, key, outcome);
+                self.memory.put(now, key, &outcome);
             }
         }
         self.settle(now, id);
@@ -165,7 +165,8 @@ impl Mesh {
     /// The client takes it back.
     pub(super) fn on_cancel(&mut self, now: Time, key: Key) {
         // Remembered even if the call itself is still on its way, by another path.
-        self.memory.put(now, key, Outcome::error(Code::Cancelled, "the client took the call back"));
+        let outcome = Outcome::error(Code::Cancelled, "the client took the call back");
+        self.memory.put(now, key, &outcome);
         let Some(id) = self.native_call(&key) else { return };
         self.stop_worker(id);
         self.settle(now, id);
@@ -235,7 +236,7 @@ impl Mesh {
         }
         let outcome = Outcome::error(Code::Unavailable, why);
         // Remembered, because a duplicate of attempt 0 must not run it a second time.
-        self.memory.put(now, call.key, outcome.clone());
+        self.memory.put(now, call.key, &outcome);
         self.finish(now, id, outcome);
     }
 

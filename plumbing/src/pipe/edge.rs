@@ -271,7 +271,7 @@ impl Edge {
                 _ => return Steered::OutOfPlace,
             };
             if self.is_local(broker) {
-                self.frames_to_local(frames.drain(..).map(into_bytes).collect());
+                self.frames_to_local(frames);
                 return Steered::Taken;
             }
             match self.brokers.address(&broker.0.to_be_bytes()) {
@@ -299,8 +299,9 @@ impl Edge {
         let mut taken = false;
         for broker in brokers {
             if self.is_local(broker) {
-                let copies = frames.iter().map(|frame| Bytes::copy_from_slice(frame));
-                self.frames_to_local(copies.collect());
+                let mut copies =
+                    frames.iter().map(|frame| zmq::Message::from(&frame[..])).collect();
+                self.frames_to_local(&mut copies);
                 taken = true;
                 continue;
             }

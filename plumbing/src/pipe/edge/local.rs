@@ -3,13 +3,13 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use zex_core::pipe::{Route, Side};
 use zex_spec::{BrokerId, Packet};
 
-use super::Edge;
+use super::{Edge, Frames};
 use crate::Sent;
 use crate::pipe::{BURST, Wrong};
+use crate::socket::{COPIED_FRAME_BYTES, into_bytes};
 
 /// The broker in the pipe's own thread.
 pub(super) struct Local {
@@ -79,8 +79,12 @@ impl Edge {
     }
 
     /// Decodes a message for the local broker, as any broker does for itself.
-    pub(super) fn frames_to_local(&mut self, frames: Vec<Bytes>) {
-        match Packet::decode(frames) {
+    pub(super) fn frames_to_local(&mut self, frames: &mut Frames) {
+        let packet = match &frames[..] {
+            [only] if only.len() <= COPIED_FRAME_BYTES => Packet::decode_frame(only),
+            _ => Packet::decode(frames.drain(..).map(into_bytes).collect()),
+        };
+        match packet {
             Ok(packet) => {
                 self.report.stats.to_brokers += 1;
                 self.give_local(packet);
