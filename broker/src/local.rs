@@ -13,7 +13,7 @@
 use std::time::Duration;
 
 use zex_core::mesh::Settings;
-use zex_plumbing::{Context, FusedPipe, Pipe, PipeSettings, StatePipeSettings};
+use zex_plumbing::{Context, FusedPipe, Limits, Pipe, PipeSettings, StatePipeSettings};
 
 use crate::{Broker, BrokerSettings, Error};
 
@@ -32,6 +32,10 @@ pub struct LocalEndpoints {
     pub worker_pipe: String,
     /// For brokers.
     pub worker_pipe_brokers: String,
+    /// For clients of the old dialect, if they are to have an endpoint of their own.
+    pub ez_clients: Option<String>,
+    /// The same for workers.
+    pub ez_workers: Option<String>,
 }
 
 impl Default for LocalEndpoints {
@@ -45,6 +49,8 @@ impl Default for LocalEndpoints {
             state_pipe_publish: any(),
             worker_pipe: any(),
             worker_pipe_brokers: any(),
+            ez_clients: None,
+            ez_workers: None,
         }
     }
 }
@@ -66,13 +72,20 @@ impl LocalMesh {
     /// [`Error`] if an endpoint is taken or malformed.
     pub fn start(brokers: u8, mut at: LocalEndpoints) -> Result<Self, Error> {
         let context = Context::new();
-        let edge = |name: &str, peers: &str, brokers: &str| PipeSettings {
-            name: name.to_owned(),
-            peers_endpoint: peers.to_owned(),
-            brokers_endpoint: brokers.to_owned(),
+        let in_pipe = PipeSettings {
+            name: "in-pipe".to_owned(),
+            peers_endpoint: at.in_pipe,
+            brokers_endpoint: at.in_pipe_brokers,
+            ez_endpoint: at.ez_clients,
+            limits: Limits::default(),
         };
-        let in_pipe = edge("in-pipe", &at.in_pipe, &at.in_pipe_brokers);
-        let worker_pipe = edge("worker-pipe", &at.worker_pipe, &at.worker_pipe_brokers);
+        let worker_pipe = PipeSettings {
+            name: "worker-pipe".to_owned(),
+            peers_endpoint: at.worker_pipe,
+            brokers_endpoint: at.worker_pipe_brokers,
+            ez_endpoint: at.ez_workers,
+            limits: Limits::default(),
+        };
         let state_pipe = StatePipeSettings {
             name: "state-pipe".to_owned(),
             brokers_endpoint: at.state_pipe,
@@ -89,6 +102,8 @@ impl LocalMesh {
             at.in_pipe_brokers = in_pipe.back_endpoint().to_owned();
             at.worker_pipe = worker_pipe.front_endpoint().to_owned();
             at.worker_pipe_brokers = worker_pipe.back_endpoint().to_owned();
+            at.ez_clients = in_pipe.ez_endpoint().map(str::to_owned);
+            at.ez_workers = worker_pipe.ez_endpoint().map(str::to_owned);
             fused = Some((in_pipe, worker_pipe));
         } else {
             let in_pipe = Pipe::start_in(&context, &in_pipe)?;
@@ -97,6 +112,8 @@ impl LocalMesh {
             at.in_pipe_brokers = in_pipe.back_endpoint().to_owned();
             at.worker_pipe = worker_pipe.front_endpoint().to_owned();
             at.worker_pipe_brokers = worker_pipe.back_endpoint().to_owned();
+            at.ez_clients = in_pipe.ez_endpoint().map(str::to_owned);
+            at.ez_workers = worker_pipe.ez_endpoint().map(str::to_owned);
             pipes.extend([in_pipe, worker_pipe]);
         }
         let mut mesh = Self { context, at, pipes, brokers: Vec::new() };

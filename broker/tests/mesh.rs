@@ -50,6 +50,7 @@ impl Mesh {
             name: name.to_owned(),
             peers_endpoint: ANY_PORT.to_owned(),
             brokers_endpoint: ANY_PORT.to_owned(),
+            ..PipeSettings::default()
         };
         let front = Pipe::start_in(&context, &edge("in-1")).unwrap();
         let workers = Pipe::start_worker(&context, &edge("worker-1")).unwrap();

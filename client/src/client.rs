@@ -12,7 +12,7 @@ use zex_spec::{Code, Key, Options, Status};
 use crate::call::{Answer, Call};
 use crate::mesh::Mesh;
 use crate::replies::Replies;
-use crate::thread::{Command, IoThread, Waiter};
+use crate::thread::{Command, IoThread, MAX_PARTS, Waiter};
 
 /// Commands that wait for the thread with the sockets: a burst of calls that it takes in some turns.
 /// Beyond, callers wait until it has taken some, in the order in which they came.
@@ -176,7 +176,7 @@ impl Client {
     /// `UNAVAILABLE` if the client's thread has ended.
     pub async fn server_stream(&self, call: Call) -> Result<Replies, Status> {
         let call = call.start(self.shared.clock.now(), Options::STREAM);
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (sender, receiver) = mpsc::channel(MAX_PARTS);
         let key = call.key;
         self.shared.call(call, Waiter::Stream(sender)).await?;
         Ok(Replies::new(Arc::clone(&self.shared), key, receiver))

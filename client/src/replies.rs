@@ -10,23 +10,23 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use zex_core::session::{BrokenStream, Messages};
-use zex_spec::{Code, INITIAL_CREDIT_BYTES, Key, Metadata, Status};
+use zex_spec::{Code, INITIAL_CREDIT_BYTES, Key, Metadata, Status, chunk_cost};
 
 use crate::client::{Shared, thread_gone};
 use crate::thread::{Command, Part};
 
-/// What is read before the session hears of it, bytes: an eighth of the window, so that it can
+/// What is read before the session hears of it, by its cost in bytes: an eighth of the window, so that it can
 /// grant a quarter in time, and a command is rare.
 const REPORT_BYTES: u32 = INITIAL_CREDIT_BYTES / 8;
 
-/// The replies of a server stream, in order. At most 1 MiB waits unread, and the message that is
-/// being gathered. Dropping it takes the call back.
+/// The replies of a server stream, in order. At most 1 MiB waits unread, in 2,048 chunks at most, and
+/// the message that is being gathered. Dropping it takes the call back.
 pub struct Replies {
     shared: Arc<Shared>,
     key: Key,
-    parts: mpsc::UnboundedReceiver<Part>,
+    parts: mpsc::Receiver<Part>,
     messages: Messages,
-    /// Taken off the chunks and not reported yet.
+    /// What the chunks cost that were taken and not reported yet.
     unreported_bytes: u32,
     headers: Option<Metadata>,
     trailers: Metadata,
@@ -36,7 +36,7 @@ pub struct Replies {
 }
 
 impl Replies {
-    pub(crate) fn new(shared: Arc<Shared>, key: Key, parts: mpsc::UnboundedReceiver<Part>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, key: Key, parts: mpsc::Receiver<Part>) -> Self {
         let messages = Messages::default();
         Self {
             shared,
@@ -103,7 +103,7 @@ impl Replies {
                 Some(Part::Headers(headers)) => self.headers = Some(headers),
                 Some(Part::Trailers(trailers)) => self.trailers = trailers,
                 Some(Part::Chunk(part)) => {
-                    self.unreported_bytes += u32::try_from(part.len()).unwrap_or(u32::MAX);
+                    self.unreported_bytes += chunk_cost(part.len());
                     self.messages.push(part);
                 }
                 Some(Part::End(Ok(last))) => {

@@ -16,7 +16,7 @@ use zex_core::Time;
 use zex_core::session::Path;
 use zex_core::session::client::{Action, Event, Limits, NewCall, Session};
 use zex_plumbing::{Clock, Dealers, Mailbox, Socket};
-use zex_spec::{Code, Key, Metadata, Status};
+use zex_spec::{Code, INITIAL_CREDIT_BYTES, Key, MIN_CHUNK_COST_BYTES, Metadata, Status};
 
 use crate::call::Answer;
 use crate::client::Door;
@@ -32,11 +32,15 @@ pub(crate) enum Command {
     Call(NewCall, Waiter),
     /// Take it back.
     Cancel(Key),
-    /// A reader has taken so many bytes of chunks.
+    /// A reader has taken chunks that cost so many bytes.
     Consumed(Key, u32),
 }
 
-/// Part of a stream on its way to its reader. Their number is bounded by the stream's credit.
+/// Parts that wait for a reader at most: what the session takes before it cuts the sender off, when
+/// each costs the least that a chunk can cost; headers, trailers and the end.
+pub(crate) const MAX_PARTS: usize = (2 * INITIAL_CREDIT_BYTES / MIN_CHUNK_COST_BYTES) as usize + 3;
+
+/// Part of a stream on its way to its reader.
 pub(crate) enum Part {
     /// What the stream begins with.
     Headers(Metadata),
@@ -53,7 +57,7 @@ pub(crate) enum Waiter {
     /// For its one reply; with the headers and the trailers, which come before it.
     Unary(oneshot::Sender<Answer>, Metadata, Metadata),
     /// For its stream.
-    Stream(mpsc::UnboundedSender<Part>),
+    Stream(mpsc::Sender<Part>),
 }
 
 impl Waiter {
@@ -76,7 +80,7 @@ impl Waiter {
             Self::Unary(reply, headers, trailers) => {
                 drop(reply.send(Answer { outcome, headers, trailers }));
             }
-            Self::Stream(parts) => drop(parts.send(Part::End(outcome))),
+            Self::Stream(parts) => drop(parts.try_send(Part::End(outcome))),
         }
     }
 }
@@ -220,7 +224,8 @@ impl IoThread {
     }
 }
 
-/// Hands a stream's reader the next of it. A reader that is gone has said so with a cancel.
-fn give(parts: &mpsc::UnboundedSender<Part>, part: Part) {
-    let _ = parts.send(part);
+/// Hands a stream's reader the next of it. A reader that is gone has said so with a cancel; full the
+/// channel cannot be, see [`MAX_PARTS`].
+fn give(parts: &mpsc::Sender<Part>, part: Part) {
+    let _ = parts.try_send(part);
 }

@@ -21,8 +21,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 const PROMPT: Duration = Duration::from_millis(900);
 
 fn settings(name: &str) -> PipeSettings {
-    let any = || "tcp://127.0.0.1:0".to_owned();
-    PipeSettings { name: name.into(), peers_endpoint: any(), brokers_endpoint: any() }
+    PipeSettings { name: name.into(), ..PipeSettings::default() }
 }
 
 async fn drained(pipe: &Pipe) {

@@ -252,17 +252,29 @@ impl Context {
     /// # Errors
     /// As [`Context::router_for_peers`].
     pub(crate) fn watched_router(&self, endpoint: &str, towards: Towards) -> Result<Socket, Error> {
-        let socket = self.unbound_router(towards)?;
+        let socket = self.unbound_router(towards, self.gatekeeper().is_some())?;
         // Before it is bound: peers that wait for a pipe to come back are there at once.
         let monitor = Monitor::start(&self.inner, &socket, CONNECTIONS)?;
         Ok(self.bind(socket, endpoint, towards)?.with_monitor(monitor))
     }
 
-    fn router(&self, endpoint: &str, towards: Towards) -> Result<Socket, Error> {
-        self.bind(self.unbound_router(towards)?, endpoint, towards)
+    /// The same for peers that have no keys, whatever this context asks of others. Without a ZAP
+    /// domain libzmq does not ask the handler about who connects here.
+    ///
+    /// # Errors
+    /// As [`Context::router_for_peers`].
+    pub(crate) fn plain_router(&self, endpoint: &str, towards: Towards) -> Result<Socket, Error> {
+        let socket = self.unbound_router(towards, false)?;
+        let monitor = Monitor::start(&self.inner, &socket, CONNECTIONS)?;
+        Ok(bind(socket, endpoint)?.with_monitor(monitor))
     }
 
-    fn unbound_router(&self, towards: Towards) -> Result<zmq::Socket, Error> {
+    fn router(&self, endpoint: &str, towards: Towards) -> Result<Socket, Error> {
+        let socket = self.unbound_router(towards, self.gatekeeper().is_some())?;
+        self.bind(socket, endpoint, towards)
+    }
+
+    fn unbound_router(&self, towards: Towards, keyed: bool) -> Result<zmq::Socket, Error> {
         let socket = self.socket(zmq::ROUTER, towards)?;
         // Without it a message for a peer that is gone or full is thrown away and called sent.
         socket.set_router_mandatory(true).map_err(option("ROUTER_MANDATORY"))?;
@@ -271,7 +283,7 @@ impl Context {
         // key: where keys are asked for, no worker may take another's name, which `zex workers`
         // shows. (Its beats keep a worker's connection alive through a cut, so it seldom has two;
         // a client's id is a secret of its own.)
-        let stealable = matches!((&self.security, towards), (Security::Gate(_), Towards::Workers));
+        let stealable = keyed && matches!(towards, Towards::Workers);
         socket.set_router_handover(!stealable).map_err(option("ROUTER_HANDOVER"))?;
         Ok(socket)
     }

@@ -62,7 +62,7 @@ pub use clock::{Clock, epoch_now, new_peer_id};
 pub use context::Context;
 pub use dealers::Dealers;
 pub use mailbox::{Handle, Mailbox, NotSent, mailbox, wait};
-pub use pipe::{FusedPipe, Pipe, PipeSettings, PipeStats, StatePipeSettings};
+pub use pipe::{FusedPipe, Limits, Pipe, PipeSettings, PipeStats, StatePipeSettings};
 pub use security::{
     AllowError, AllowFile, AllowFileError, AllowList, KeyError, Keys, PublicKey, Role,
 };

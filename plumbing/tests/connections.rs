@@ -3,11 +3,12 @@
 
 mod ends;
 
+use std::io::{ErrorKind, Read};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ends::{FakeBroker, Peer, call, soon, until};
-use zex_plumbing::{Context, Pipe, PipeSettings, new_peer_id};
+use zex_plumbing::{Context, Limits, Pipe, PipeSettings, new_peer_id};
 use zex_spec::{BrokerDown, Enquire, Message, Packet, PeerGone, PeerId, Register, Steer};
 
 /// What is promised for an end that can be seen.
@@ -22,6 +23,7 @@ fn settings() -> PipeSettings {
         name: "pipe-1".to_owned(),
         peers_endpoint: "tcp://127.0.0.1:0".to_owned(),
         brokers_endpoint: "tcp://127.0.0.1:0".to_owned(),
+        ..PipeSettings::default()
     }
 }
 
@@ -193,4 +195,71 @@ fn a_flood_of_connections_that_say_nothing_leaves_the_pipe_at_work() {
     drop(worker);
     assert_eq!(gone(&broker), id.0[..]);
     until(|| pipe.stats().ended == 1);
+}
+
+/// A pipe with little room.
+fn small(limits: Limits) -> PipeSettings {
+    PipeSettings { limits, ..settings() }
+}
+
+#[test]
+fn the_newest_connections_beyond_the_limit_are_closed_and_the_others_go_on() {
+    let context = Context::new();
+    let limits = Limits { connections: 3, ..Limits::default() };
+    let pipe = Pipe::start_worker(&context, &small(limits)).unwrap();
+    let broker = FakeBroker::ready(&context, &pipe, "a");
+    let workers: Vec<Peer> = (0..3).map(|_| Peer::worker(&context, &pipe)).collect();
+    for worker in &workers {
+        worker.send(&register());
+        assert_eq!(broker.hear().peer, worker.id);
+    }
+    let address = pipe.front_endpoint().trim_start_matches("tcp://").to_owned();
+    for _ in 0..5 {
+        let mut one_more = std::net::TcpStream::connect(&address).unwrap();
+        one_more.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        // To the end: without the limit it would wait for our greeting, five seconds.
+        let mut greeting = Vec::new();
+        let ended = one_more.read_to_end(&mut greeting);
+        let reset = ended.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
+        assert!(ended.is_ok() || reset, "{ended:?}");
+    }
+    until(|| pipe.stats().no_room >= 5);
+    for worker in &workers {
+        worker.send(&register());
+        assert_eq!(broker.hear().peer, worker.id);
+    }
+    // Where one leaves there is room for another.
+    let last = Peer::worker(&context, &pipe);
+    drop(workers);
+    until(|| {
+        let _ = last.try_send(&register());
+        let _ = broker.beat(true, false);
+        let heard = broker.hear_by(Instant::now() + Duration::from_millis(20));
+        heard.is_some_and(|packet| packet.peer == last.id)
+    });
+    assert_eq!(pipe.stats().malformed, 0);
+}
+
+#[test]
+fn who_sends_more_than_one_may_gets_it_back_and_others_do_not_notice() {
+    let context = Context::new();
+    let pipe =
+        Pipe::start_in(&context, &small(Limits { peer_rate: 10, ..Limits::default() })).unwrap();
+    let broker = FakeBroker::ready(&context, &pipe, "a");
+    let (flood, quiet) = (Peer::client(&context, &pipe), Peer::client(&context, &pipe));
+    let question = call("pkg.Service", Bytes::new());
+    // One in a tenth of a second is what it may send.
+    let back = loop {
+        (0..10).for_each(|_| flood.send(&question));
+        if let Some(back) = flood.hear_by(Instant::now() + Duration::from_millis(20)) {
+            break back;
+        }
+    };
+    assert!(back.bounced && matches!(back.message, Message::Call(_)), "{back:?}");
+    quiet.send(&question);
+    until(|| {
+        let heard = broker.hear_by(Instant::now() + Duration::from_millis(20));
+        heard.is_some_and(|packet| packet.peer == quiet.id)
+    });
+    until(|| pipe.stats().too_much > 0 && pipe.stats().too_much == pipe.stats().bounced);
 }

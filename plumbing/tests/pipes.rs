@@ -20,6 +20,7 @@ fn settings(name: &str) -> PipeSettings {
         name: name.to_owned(),
         peers_endpoint: ANY_PORT.to_owned(),
         brokers_endpoint: ANY_PORT.to_owned(),
+        ..PipeSettings::default()
     }
 }
 
@@ -363,6 +364,7 @@ fn a_pipe_that_starts_again_finds_everybody() {
         name: "in-1".to_owned(),
         peers_endpoint: pipe.front_endpoint().to_owned(),
         brokers_endpoint: pipe.back_endpoint().to_owned(),
+        ..PipeSettings::default()
     };
     pipe.stop();
     // The ports are free as soon as libzmq's own thread has closed them.
@@ -494,7 +496,7 @@ fn every_broker_hears_every_broker() {
     let hello = Hello { name: "x".to_owned(), ready: true, sequence: 1, goodbye: false };
     let messages: [Message; 3] = [
         hello.into(),
-        Ask { key: Key([1; 16]), attempt: 1 }.into(),
+        Ask { key: Key([1; 16]), attempt: 1, number: 1 }.into(),
         WantSnapshot { of: ids[0] }.into(),
     ];
     let speakers = ends.iter().flat_map(|end| messages.iter().map(move |message| (end, message)));

@@ -10,7 +10,10 @@ use ends::{FakeBroker, Peer, call, until};
 use zex_plumbing::{
     AllowFile, AllowList, Clock, Context, Dealers, Keys, Pipe, PipeSettings, PublicKey, mailbox,
 };
-use zex_spec::{Enquire, Heartbeat, Message, Packet, Register, Steer};
+use zex_spec::{
+    Address, Body, Dialect, Enquire, EzAnswer, EzWork, Heartbeat, Message, Packet, Register,
+    ReturnPath, Steer,
+};
 
 /// How often the two ends of a worker hear each other while somebody tries to be it.
 const ROUNDS: usize = 200;
@@ -22,6 +25,7 @@ fn settings() -> PipeSettings {
         name: "pipe-1".to_owned(),
         peers_endpoint: "tcp://127.0.0.1:0".to_owned(),
         brokers_endpoint: "tcp://127.0.0.1:0".to_owned(),
+        ..PipeSettings::default()
     }
 }
 
@@ -193,6 +197,85 @@ fn who_speaks_as_another_client_is_refused() {
     thief.send(&call("pkg.Service", Bytes::new()));
     until(|| pipe.stats().refused == 1);
     assert_eq!(broker.hear_by(Instant::now() + QUIET), None);
+}
+
+fn with_ez_port() -> PipeSettings {
+    PipeSettings { ez_endpoint: Some("tcp://127.0.0.1:0".to_owned()), ..settings() }
+}
+
+/// An old peer at the port that is for such alone.
+fn old(pipe: &Pipe, id: &[u8]) -> Peer {
+    Peer::at_with(&Context::new(), pipe.ez_endpoint().unwrap(), id)
+}
+
+#[test]
+fn an_old_client_has_a_port_of_its_own_beside_those_with_keys() {
+    let stage = Stage::new();
+    let pipe = Pipe::start_in(&stage.gate, &with_ez_port()).unwrap();
+    let broker = FakeBroker::ready(&stage.member(&stage.broker), &pipe, "a");
+    let keyed = Peer::client(&stage.member(&stage.client), &pipe);
+    let ez = old(&pipe, b"old");
+    for _ in 0..2 {
+        keyed.send(&call("pkg.Service", Bytes::new()));
+        assert_eq!(broker.hear().peer, keyed.id);
+        ez.send_frames(&["", "\x02", "id-1", "Service", "body"]);
+        let arrived = broker.hear();
+        let Message::EzCall(asked) = &arrived.message else { panic!("{arrived:?}") };
+        assert_eq!((&asked.peer[..], &asked.service[..]), (&b"old"[..], &b"Service"[..]));
+        let answer = EzAnswer { peer: asked.peer.clone(), id: asked.id.clone() };
+        let body = Body::Frames(vec![Bytes::from("OK"), Bytes::from("answer")]);
+        broker.send(&Packet { message: answer.into(), body, ..arrived });
+        assert_eq!(ez.hear_frames(), ["", "id-1", "OK", "answer"]);
+    }
+    // Who speaks the native dialect there is refused, whatever he says; so is the old one with a key.
+    let native = Peer::at(&Context::new(), pipe.ez_endpoint().unwrap(), keyed.id);
+    native.send(&call("pkg.Service", Bytes::new()));
+    until(|| pipe.stats().refused == 1);
+    keyed.send_frames(&["", "\x02", "id-2", "Service"]);
+    until(|| pipe.stats().refused == 2);
+    native.send_frames(&["garbage"]);
+    until(|| pipe.stats().malformed == 1);
+    assert_eq!(broker.hear_by(Instant::now() + QUIET), None);
+    // Nobody to give a request to: said by the port that it came by.
+    assert_eq!(broker.beat(false, true), zex_plumbing::Sent::Sent);
+    until(|| pipe.stats().brokers == 0);
+    ez.send_frames(&["", "\x02", "id-3", "Service"]);
+    assert_eq!(ez.hear_frames()[..3], ["", "id-3", "ERR"]);
+    assert_eq!(stage.gate.refused(), 0);
+}
+
+#[test]
+fn an_old_worker_has_a_port_of_its_own_beside_those_with_keys() {
+    let stage = Stage::new();
+    let pipe = Pipe::start_worker(&stage.gate, &with_ez_port()).unwrap();
+    let broker = FakeBroker::ready(&stage.member(&stage.broker), &pipe, "a");
+    let keyed = Peer::worker(&stage.member(&stage.users), &pipe);
+    keyed.send(&register(&["a.Users"]));
+    assert_eq!(broker.hear().peer, keyed.id);
+    let ez = old(&pipe, b"worker");
+    ez.send_frames(&["", "\x01", "\x01", "Service"]);
+    assert!(matches!(broker.hear().message, Message::EzBeat(_)));
+    let path = ReturnPath { pipe: pipe.id(), dialect: Dialect::Ez, peer: Bytes::from("c") };
+    let address = Address { owner: broker.id, number: 9, path }.encode();
+    let (peer, id) = (Bytes::from("worker"), Bytes::from("id-1"));
+    let work = EzWork { peer, address: address.clone(), id };
+    let mut packet = Packet::from_peer(Steer::Owner(broker.id), work, Bytes::new());
+    (packet.pipe, packet.body) = (pipe.id(), Body::Frames(vec![Bytes::from("body")]));
+    broker.send(&packet);
+    assert_eq!(ez.hear_frames(), [&b""[..], &address, b"id-1", b"body"]);
+    let reply = [&b""[..], b"\x01", b"\x02", &address, b"", b"id-1", b"OK", b"answer"];
+    ez.send_bytes(reply.map(Bytes::copy_from_slice).to_vec());
+    assert!(matches!(broker.hear().message, Message::EzReply(_)));
+    // A native worker cannot come in there.
+    let native =
+        Peer::at(&Context::new(), pipe.ez_endpoint().unwrap(), zex_plumbing::new_peer_id());
+    native.send(&register(&["a.Users"]));
+    until(|| pipe.stats().refused == 1);
+    // Its end is seen, as at any port.
+    drop(ez);
+    let Message::PeerGone(gone) = broker.hear().message else { panic!("not its end") };
+    assert_eq!(gone.peer, "worker");
+    assert_eq!(pipe.stats().malformed, 0);
 }
 
 #[test]

@@ -153,6 +153,7 @@ fn a_name_that_no_thread_can_have_is_refused() {
         name: "in\0pipe".to_owned(),
         peers_endpoint: ANY_PORT.to_owned(),
         brokers_endpoint: ANY_PORT.to_owned(),
+        ..PipeSettings::default()
     };
     let refused = Pipe::start_in(&Context::new(), &settings);
     assert!(matches!(refused.err(), Some(Error::Name(_))));

@@ -215,7 +215,7 @@ impl ClientNode {
             env.ledger.violation(env.now, Rule::OneAnswer, Subject::Call(key), text);
         }
         let Some(reading) = self.streams.get_mut(&key) else { return };
-        let bytes = part.len() as u32;
+        let cost = zex_spec::chunk_cost(part.len());
         reading.messages.push(part);
         while let Ok(Some(message)) = reading.messages.next_message() {
             let large = message.len() > 1_000;
@@ -225,7 +225,7 @@ impl ClientNode {
             }
             reading.next += 1;
         }
-        self.session.handle(env.local(), Event::Consumed(key, bytes));
+        self.session.handle(env.local(), Event::Consumed(key, cost));
     }
 
     fn end(&mut self, env: &mut Env, key: Key, outcome: &Result<Bytes, Status>) {

@@ -160,7 +160,7 @@ fn describe_packet(packet: &Packet) -> String {
         }
         Message::Chunk(chunk) => format!("number {}", chunk.number),
         Message::Busy(busy) => describe_address(&busy.address),
-        Message::Ask(ask) => format!("attempt {}", ask.attempt),
+        Message::Ask(ask) => format!("attempt {}, up to number {}", ask.attempt, ask.number),
         Message::Answer(answer) => format!("knowledge {}", answer.knowledge.0),
         Message::Register(register) => {
             format!("version {} {:?}", register.version, register.services)

@@ -49,6 +49,9 @@ pub const MAX_EZ_ID_BYTES: usize = 255;
 pub const MAX_CHUNK_BYTES: usize = 64 << 10;
 /// What the sender of a stream may send before the first [`Credit`], in bytes.
 pub const INITIAL_CREDIT_BYTES: u32 = 1 << 20;
+/// What a chunk takes of the credit at least, bytes: so that a stream of tiny chunks has 2,048 of them
+/// underway at most. A pipe's queue for a peer counts messages, and takes four times as many.
+pub const MIN_CHUNK_COST_BYTES: u32 = 512;
 /// How often native peers, brokers and pipes beat, milliseconds.
 pub const BEAT_INTERVAL_MS: u64 = 500;
 /// How often EZ workers beat, milliseconds.
@@ -124,3 +127,8 @@ pub enum Malformed {
 
 /// The result of reading bytes from outside.
 pub type Result<T> = std::result::Result<T, Malformed>;
+
+/// What a chunk with a body of so many bytes takes of the credit.
+pub fn chunk_cost(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX).max(MIN_CHUNK_COST_BYTES)
+}

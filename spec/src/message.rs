@@ -189,13 +189,16 @@ pub struct Busy {
     pub key: Key,
 }
 
-/// A new home asks whether the worker knows a key that was resent.
+/// A broker asks whether the worker knows a key, before it gives work with it to anybody.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Ask {
     /// The call's.
     pub key: Key,
     /// The attempt that the asker would dispatch.
     pub attempt: u8,
+    /// The highest number of an assignment that the asker has made so far, to anybody. What it sent
+    /// with this key under such a number and has not arrived yet is given up: it must not begin.
+    pub number: u64,
 }
 
 /// What a worker says of a key.
@@ -449,7 +452,7 @@ messages! {
     0x07 BrokerDown []: "in pipe → client",
     0x11 Work [Bin, Bin16, Str, Str, Uint, Uint, Uint, Maybe(&Bin)]: "broker → worker",
     0x12 Busy [Bin, Bin16]: "worker → broker (owner)",
-    0x13 Ask [Bin16, Uint]: "broker → worker, broker → every broker",
+    0x13 Ask [Bin16, Uint, Uint]: "broker → worker, broker → every broker",
     0x14 Answer [Bin16, Uint]: "worker → broker (owner)",
     0x15 Register [Str, Uint, Uint, List(&Str)]: "worker → every broker",
     0x16 Heartbeat [Uint, List(&Fields(&[Uint, Uint, List(&Uint)]))]: "worker → every broker",

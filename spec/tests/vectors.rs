@@ -127,7 +127,9 @@ fn fields_but_metadata(message: &Message) -> Value {
         }
         Message::Credit(m) => json!({ "key": m.key.to_string(), "bytes": m.bytes }),
         Message::Busy(m) => json!({ "address": hex(&m.address), "key": m.key.to_string() }),
-        Message::Ask(m) => json!({ "key": m.key.to_string(), "attempt": m.attempt }),
+        Message::Ask(m) => {
+            json!({ "key": m.key.to_string(), "attempt": m.attempt, "number": m.number })
+        }
         Message::Answer(m) => json!({ "key": m.key.to_string(), "knowledge": m.knowledge.0 }),
         Message::Register(m) => json!({
             "name": m.name, "version": m.version, "capacity": m.capacity, "services": m.services,

@@ -18,7 +18,7 @@ use zex_plumbing::Context;
 use zex_scheduler::SchedulerSettings;
 
 use crate::settings::keys::Plain;
-use crate::settings::mesh::{Bind, InPipePorts, StatePipePorts, WorkerPipePorts};
+use crate::settings::mesh::{Bind, EzListen, InPipePorts, StatePipePorts, WorkerPipePorts};
 use crate::stop::DRAIN;
 
 /// How long the brokers may take to answer. A broker is ready after a second when it is alone.
@@ -57,6 +57,8 @@ pub(crate) struct MeshArgs {
     state_ports: StatePipePorts,
     #[command(flatten)]
     worker_ports: WorkerPipePorts,
+    #[command(flatten)]
+    ez: EzListen,
 }
 
 /// The ports of the three pipes, in the order of their defaults.
@@ -65,24 +67,25 @@ type Ports = [u16; 6];
 impl MeshArgs {
     /// Binds the pipes and starts the brokers.
     pub(crate) fn start(&self) -> anyhow::Result<Mesh> {
-        self.size.start([
+        let ports = [
             self.in_ports.in_pipe_port,
             self.in_ports.in_pipe_broker_port,
             self.state_ports.state_pipe_port,
             self.state_ports.state_pipe_publish_port,
             self.worker_ports.worker_pipe_port,
             self.worker_ports.worker_pipe_broker_port,
-        ])
+        ];
+        self.size.start(ports, self.ez.of_mesh()?)
     }
 }
 
 impl Size {
     /// Binds the pipes and starts the brokers, on ports of its own if no first one is given.
     pub(crate) fn start_anywhere(&self) -> anyhow::Result<Mesh> {
-        self.start([0; 6])
+        self.start([0; 6], [None, None])
     }
 
-    fn start(&self, ports: Ports) -> anyhow::Result<Mesh> {
+    fn start(&self, ports: Ports, ez: [Option<String>; 2]) -> anyhow::Result<Mesh> {
         let ports = match self.port_base {
             Some(0) => [0; 6],
             Some(base) => [base, base + 1, base + 2, base + 3, base + 4, base + 5],
@@ -93,7 +96,7 @@ impl Size {
             *endpoint = self.bind.endpoint(port)?;
             self.plain.check(endpoint)?;
         }
-        Mesh::start(endpoints, self.brokers)
+        Mesh::start(endpoints, ez, self.brokers)
     }
 }
 
@@ -103,7 +106,11 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    fn start(endpoints: [String; 6], brokers: u8) -> anyhow::Result<Self> {
+    fn start(
+        endpoints: [String; 6],
+        [ez_clients, ez_workers]: [Option<String>; 2],
+        brokers: u8,
+    ) -> anyhow::Result<Self> {
         let [in_pipe, in_pipe_brokers, state_pipe, state_pipe_publish, worker_pipe, to_worker] =
             endpoints;
         let at = LocalEndpoints {
@@ -113,6 +120,8 @@ impl Mesh {
             state_pipe_publish,
             worker_pipe,
             worker_pipe_brokers: to_worker,
+            ez_clients,
+            ez_workers,
         };
         Ok(Self { local: LocalMesh::start(brokers, at)? })
     }
@@ -143,16 +152,19 @@ impl Mesh {
     }
 
     /// What it listens at, by name, as the ready line has it.
-    pub(crate) fn endpoints(&self) -> [(&'static str, String); 6] {
+    pub(crate) fn endpoints(&self) -> Vec<(&'static str, String)> {
         let at = self.local.endpoints();
-        [
+        let ez = [("ez_clients", at.ez_clients), ("ez_workers", at.ez_workers)];
+        let ez = ez.into_iter().filter_map(|(name, at)| Some((name, at?)));
+        let always = [
             ("in_pipe", at.in_pipe),
             ("in_pipe_brokers", at.in_pipe_brokers),
             ("state_pipe", at.state_pipe),
             ("state_pipe_publish", at.state_pipe_publish),
             ("worker_pipe", at.worker_pipe),
             ("worker_pipe_brokers", at.worker_pipe_brokers),
-        ]
+        ];
+        always.into_iter().chain(ez).collect()
     }
 
     /// The names of its brokers.

@@ -17,7 +17,7 @@ def answer(size):
 
 def run(memory, now, number, size=0):
     memory.begin(key(number), object())
-    assert memory.ask(now, key(number), 1, A) is True
+    assert memory.ask(now, key(number), 1, A, 0) is True
     memory.end(now, key(number), answer(size))
 
 
@@ -27,9 +27,9 @@ def run(memory, now, number, size=0):
 )
 def test_a_denied_key_is_refused_to_others_up_to_its_attempt(attempt, owner, refused):
     memory = Memory()
-    assert memory.ask(0.0, key(1), 2, A) is False
+    assert memory.ask(0.0, key(1), 2, A, 0) is False
     # A lower attempt that asks late changes nothing.
-    assert memory.ask(0.0, key(1), 1, B) is None
+    assert memory.ask(0.0, key(1), 1, B, 0) is None
     assert memory.refuses(key(1), owner, 1, attempt) == refused
     memory.expire(60.0)
     assert not memory.refuses(key(1), owner, 1, attempt)
@@ -38,11 +38,15 @@ def test_a_denied_key_is_refused_to_others_up_to_its_attempt(attempt, owner, ref
 def test_work_that_was_underway_when_its_owner_asked_does_not_begin():
     memory = Memory()
     assert memory.ask(0.0, key(1), 0, A, 7) is False
-    # Overtaken by the question, by another pipe: its owner has given it to somebody else.
+    # Overtaken by the question, by another pipe: its owner has given it to somebody else. Which
+    # attempt it is does not matter.
     assert memory.refuses(key(1), A, 7, 0)
-    # What its owner sends after the answer, and what its caller sends again.
+    assert memory.refuses(key(1), A, 7, 1)
+    # What its owner sends after the answer.
     assert not memory.refuses(key(1), A, 8, 0)
-    assert not memory.refuses(key(1), A, 7, 1)
+    # A question of before that comes late takes nothing back.
+    assert memory.ask(0.0, key(1), 0, A, 3) is False
+    assert memory.refuses(key(1), A, 7, 0)
 
 
 def test_answers_are_kept_for_their_time():
@@ -59,7 +63,7 @@ def test_beyond_the_bytes_only_the_keys_are_kept():
     for number in (1, 2, 3):
         run(memory, float(number), number, 1_000)
     assert memory.answer(key(1)) == (True, None)
-    assert memory.ask(3.0, key(1), 1, A) is True
+    assert memory.ask(3.0, key(1), 1, A, 0) is True
     assert memory.answer(key(3)) == (True, answer(1_000))
     memory.expire(61.0)
     assert memory.answer(key(1)) == (False, None)
@@ -72,12 +76,12 @@ def test_who_forgot_a_key_early_does_not_deny_it():
     memory = Memory(keys=2)
     for number in (1, 2, 3):
         run(memory, float(number), number)
-    assert memory.ask(10.0, key(1), 1, A) is None
-    assert memory.ask(10.0, key(3), 1, A) is True
+    assert memory.ask(10.0, key(1), 1, A, 0) is None
+    assert memory.ask(10.0, key(3), 1, A, 0) is True
     memory.expire(61.0)
-    assert memory.ask(61.0, key(1), 1, A) is False
+    assert memory.ask(61.0, key(1), 1, A, 0) is False
 
 
 def test_denials_are_bounded():
     memory = Memory(denials=2)
-    assert [memory.ask(0.0, key(n), 1, A) for n in (1, 2, 3)] == [False, False, None]
+    assert [memory.ask(0.0, key(n), 1, A, 0) for n in (1, 2, 3)] == [False, False, None]

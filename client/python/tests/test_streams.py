@@ -7,7 +7,7 @@ import pytest
 
 from zex import wire
 from zex.errors import Code, Error
-from zex.streams import Reader, Receiver, Sender
+from zex.streams import Reader, Receiver, Sender, chunk_cost
 
 OWNER = 7
 SOON = 30.0
@@ -28,15 +28,15 @@ def test_all_messages_come_out_whatever_their_size():
         done.set()
 
     threading.Thread(target=handler, daemon=True).start()
-    got, granted, sent, ended, number = [], wire.INITIAL_CREDIT_BYTES, 0, False, 0
+    got, granted, sent, cost, ended, number = [], wire.INITIAL_CREDIT_BYTES, 0, 0, False, 0
     while not ended:
         assert time.monotonic() < deadline
         over = done.is_set()
         part = sender.take()
         if part:
             assert len(part) <= chunk
-            number, sent = number + 1, sent + len(part)
-            assert sent <= granted
+            number, sent, cost = number + 1, sent + len(part), cost + chunk_cost(len(part))
+            assert cost <= granted
             assert receiver.chunk(time.monotonic(), OWNER, number, len(part))
             reader.put(part)
         elif over and sender.empty:
@@ -86,7 +86,7 @@ def test_gaps_and_moves_end_a_stream():
         ((2, 10, OWNER), True),
         ((3, 0, OWNER), Code.UNAVAILABLE),
         ((4, 10, OWNER), Code.UNAVAILABLE),
-        ((3, 2 * wire.INITIAL_CREDIT_BYTES - 20, OWNER), True),
+        ((3, 2 * wire.INITIAL_CREDIT_BYTES - 1_024, OWNER), True),
         ((4, 1, OWNER), Code.RESOURCE_EXHAUSTED),
     ]
     receiver = Receiver(OWNER, 0.0)
@@ -102,7 +102,7 @@ def test_a_reader_tells_the_end_after_what_came_before_it():
     reader = Reader()
     reader.put(b"\0\0\0\1a")
     reader.end(Error(Code.ABORTED, "enough"))
-    assert reader.get(time.monotonic() + SOON) == ([b"a"], 5, False)
+    assert reader.get(time.monotonic() + SOON) == ([b"a"], wire.MIN_CHUNK_COST_BYTES, False)
     with pytest.raises(Error) as caught:
         reader.get(time.monotonic() + SOON)
     assert caught.value.code == Code.ABORTED

@@ -49,9 +49,9 @@ class Answered(NamedTuple):
 class _Denial(NamedTuple):
     attempt: int
     asker: int
-    #: The highest number of the asker's work that had come by then: what has a lower one was on its
-    #: way, and the asker has given it up.
-    seen: int
+    #: The highest number that the asker had given away when it asked: what has no higher one was on
+    #: its way, and the asker has given it up.
+    number: int
     until: float
 
 
@@ -82,9 +82,9 @@ class Memory(Generic[Run]):
     def refuses(self, key: bytes, owner: int, number: int, attempt: int) -> bool:
         """Whether this key was denied, and work of this owner, with this number, must not begin."""
         denial = self._denials.get(key)
-        if denial is None or denial.attempt < attempt:
+        if denial is None:
             return False
-        return denial.asker != owner or number <= denial.seen
+        return number <= denial.number if denial.asker == owner else attempt <= denial.attempt
 
     def begin(self, key: bytes, run: Run) -> None:
         """Work with this key begins."""
@@ -103,11 +103,11 @@ class Memory(Generic[Run]):
             self._blind_until = max(self._blind_until, self._forget_oldest())
 
     def ask(
-        self, now: float, key: bytes, attempt: int, asker: int, seen: int = 0
+        self, now: float, key: bytes, attempt: int, asker: int, number: int
     ) -> Optional[bool]:
         """A broker asks whether it may give work with this key to anybody. True: it runs or ran
-        here. False: never, and it will not for another. None: nobody can say any more. `seen` is
-        the highest number of the asker's work that has come."""
+        here. False: it never did, and will not for another broker's attempt up to this one, nor for
+        work of the asker up to this number. None: nobody can say any more."""
         if key in self.running or key in self._answers:
             return True
         known = self._denials.get(key)
@@ -117,10 +117,12 @@ class Memory(Generic[Run]):
         # the next worker.
         if known is not None and attempt < known.attempt and asker != known.asker:
             return None
-        # Between two askers the later attempt counts: it is what the caller sent last.
-        if known is None or attempt >= known.attempt:
-            self._denials[key] = _Denial(attempt, asker, seen, now + _MEMORY_S)
-            self._denials.move_to_end(key)
+        # Between two askers the later attempt counts: it is what the caller sent last. Questions of
+        # one broker may overtake each other; what was promised stays so.
+        if known is not None and asker == known.asker:
+            attempt, number = max(attempt, known.attempt), max(number, known.number)
+        self._denials[key] = _Denial(attempt, asker, number, now + _MEMORY_S)
+        self._denials.move_to_end(key)
         return False
 
     def expire(self, now: float) -> None:

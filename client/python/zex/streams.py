@@ -15,7 +15,7 @@ from collections import deque
 from typing import Deque, List, Optional, Tuple
 
 from .errors import Code, Error
-from .wire import INITIAL_CREDIT_BYTES, MAX_BODY_BYTES, MAX_CHUNK_BYTES
+from .wire import INITIAL_CREDIT_BYTES, MAX_BODY_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_COST_BYTES
 
 _LENGTH_BYTES = 4
 #: What a handler may be ahead of the credit: four chunks, so that the next is there when credit is.
@@ -26,6 +26,11 @@ _MAX_CREDIT_BYTES = 64 * INITIAL_CREDIT_BYTES
 _GRANT_BYTES = INITIAL_CREDIT_BYTES // 4
 #: What may lie unread before the sender is cut off: a doubled credit is no crime, to ignore it is.
 _MAX_UNREAD_BYTES = 2 * INITIAL_CREDIT_BYTES
+
+
+def chunk_cost(size: int) -> int:
+    """What a chunk with a body of this size takes of the credit."""
+    return max(size, MIN_CHUNK_COST_BYTES)
 
 
 class Sender:
@@ -75,10 +80,12 @@ class Sender:
     def take(self) -> bytes:
         """The body of the next chunk; empty if there is nothing to send or no credit."""
         with self._changed:
+            if not self._buffer or self._credit < MIN_CHUNK_COST_BYTES:
+                return b""
             size = min(len(self._buffer), self._credit, MAX_CHUNK_BYTES)
             part = bytes(self._buffer[:size])
             del self._buffer[:size]
-            self._credit -= size
+            self._credit -= chunk_cost(size)
             self._changed.notify_all()
             return part
 
@@ -86,7 +93,7 @@ class Sender:
         """This chunk could not be sent; it is the next again."""
         with self._changed:
             self._buffer[:0] = part
-            self._credit += len(part)
+            self._credit += chunk_cost(len(part))
 
     @property
     def empty(self) -> bool:
@@ -118,13 +125,13 @@ class Receiver:
         if not size or number != self.last + 1:
             raise Error(Code.UNAVAILABLE, "a part of the stream was lost")
         self.last = number
-        self._unread += size
+        self._unread += chunk_cost(size)
         if self._unread > _MAX_UNREAD_BYTES:
             raise Error(Code.RESOURCE_EXHAUSTED, "the worker sent more than it was allowed to")
         return True
 
     def consumed(self, size: int) -> None:
-        """The reader has taken so many bytes."""
+        """The reader has taken chunks that cost so many bytes."""
         self._unread -= size
         self._owed += size
 
@@ -162,7 +169,7 @@ class Reader:
             self._changed.notify()
 
     def get(self, deadline: float) -> Tuple[List[bytes], int, bool]:
-        """Waits for what comes next: whole messages, the bytes they and their parts took, and
+        """Waits for what comes next: whole messages, what their chunks cost of the credit, and
         whether that is all. Raises how the stream ended, if it ended badly."""
         with self._changed:
             while not self._chunks and self._end is None:
@@ -172,7 +179,7 @@ class Reader:
             chunks, self._chunks = list(self._chunks), deque()
             end = self._end
         messages = self._cut(chunks)
-        size = sum(map(len, chunks))
+        size = sum(chunk_cost(len(chunk)) for chunk in chunks)
         if end is None or (chunks and messages):
             # The end is told after everything in front of it is read.
             return messages, size, False

@@ -32,6 +32,8 @@ MAX_BODY_BYTES = 16 << 20
 MAX_CHUNK_BYTES = 64 << 10
 #: What the sender of a stream may send before the first `Credit`.
 INITIAL_CREDIT_BYTES = 1 << 20
+#: What a chunk takes of the credit at least.
+MIN_CHUNK_COST_BYTES = 512
 #: Longest service, method or worker name.
 MAX_NAME_BYTES = 255
 #: Most services of one `Register`.
@@ -174,10 +176,11 @@ class Busy(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Do you know this key?"""
+    """Do you know this key? What the asker sent with it up to this number is given up."""
 
     key: bytes
     attempt: int
+    number: int
 
 
 class Answer(NamedTuple):
@@ -423,7 +426,7 @@ _KINDS: Dict[int, Tuple[Type[Any], Tuple[_Check, ...]]] = {
     0x07: (BrokerDown, ()),
     0x11: (Work, (_bin, _bin16, _str, _str, _u32, _u8, _u8, _metadata)),
     0x12: (Busy, (_bin, _bin16)),
-    0x13: (Ask, (_bin16, _u8)),
+    0x13: (Ask, (_bin16, _u8, _u64)),
     0x14: (Answer, (_bin16, _u8)),
     0x15: (Register, (_str, _u32, _u32, _list(_str))),
     0x16: (Heartbeat, (_u32, _list(_fields(Held, _u64, _u64, _list(_u64))))),

@@ -379,9 +379,8 @@ class Worker(Loop):
             threading.Thread(target=self._work_off, name="zex-handler", daemon=True).start()
 
     def _ask(self, path: int, asker: Steer, ask: wire.Ask) -> None:
-        owner = self._owners.get(asker.target)
-        seen = owner.seen if owner else 0
-        known = self._memory.ask(time.monotonic(), ask.key, ask.attempt, asker.target, seen)
+        asked_by = (asker.target, ask.number)
+        known = self._memory.ask(time.monotonic(), ask.key, ask.attempt, *asked_by)
         if known is not None:
             answer = wire.Answer(ask.key, wire.HELD if known else wire.DENIED)
             self._send(path, wire.encode(wire.Packet(answer, asker)))

@@ -33,6 +33,7 @@ impl World {
             name: name.into(),
             peers_endpoint: any(),
             brokers_endpoint: any(),
+            ..PipeSettings::default()
         };
         let state = StatePipeSettings {
             name: "state".into(),

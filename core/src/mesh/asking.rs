@@ -6,21 +6,24 @@
 //!   an assignment that its worker let go of ─┘          └─ else, or 1 s ───▶ UNAVAILABLE, or nothing
 //! ```
 //!
-//! A worker that denies a key promises not to begin it for a lower attempt of another broker. The
-//! other brokers hear the question, too: who has an earlier attempt waiting lets go of it.
+//! A worker that denies a key promises not to begin it for another broker's attempt, up to the one
+//! that is asked about, nor for the asker's own assignments of before the question: they may be on
+//! their way yet, in a pipe that stands still. The other brokers hear the question, too: who has an
+//! earlier attempt waiting lets go of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::time::Duration;
 
 use zex_spec::{
-    Answer, Ask, BEAT_INTERVAL_MS, BEATS_MISSED, Code, Dialect, Knowledge, Options, PeerId,
+    Answer, Ask, BEAT_INTERVAL_MS, BEATS_MISSED, Code, Dialect, Key, Knowledge, Options, PeerId,
 };
 
-use super::calls::{Origin, State};
+use super::calls::{Call, Origin, State};
 use super::memory::Outcome;
 use super::workers::beat_ms;
 use super::{CallId, Mesh, Timer};
 use crate::Time;
+use crate::seeded::Seeded;
 
 /// Workers have this long to say whether they know a key.
 const ASK_MS: u64 = 1_000;
@@ -37,6 +40,48 @@ const BACKLOG_MS: u64 = 500;
 const CUT_MS: u64 = BEAT_INTERVAL_MS + 300;
 /// A round of beats takes this much longer than the time between two.
 const ROUND_MARGIN_MS: u64 = 200;
+
+/// How long it is remembered that a call was let go of, ms: its client sends it again within 3 s.
+const LET_GO_MS: u64 = 10_000;
+/// Calls that are remembered so; beyond, the oldest are forgotten, and their resends are asked about
+/// like those of strangers. What lies in a broker's sockets after a pause is of this order.
+const MAX_LET_GO: usize = 32_768;
+
+/// Calls whose first attempt came here and was let go of unbegun. Of a second attempt nobody else can
+/// have begun anything before it: there was only the first, and that was ours.
+#[derive(Debug)]
+pub(super) struct LetGo {
+    keys: HashSet<Key, Seeded>,
+    /// The oldest first.
+    since: VecDeque<(Time, Key)>,
+}
+
+impl LetGo {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { keys: HashSet::with_hasher(Seeded(seed)), since: VecDeque::new() }
+    }
+
+    fn put(&mut self, now: Time, key: Key) {
+        if self.keys.insert(key) {
+            self.since.push_back((now, key));
+        }
+        if self.since.len() > MAX_LET_GO {
+            self.forget_oldest();
+        }
+    }
+
+    pub(super) fn expire(&mut self, now: Time) {
+        while self.since.front().is_some_and(|(at, _)| at.plus_ms(LET_GO_MS) <= now) {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, key)) = self.since.pop_front() {
+            self.keys.remove(&key);
+        }
+    }
+}
 
 /// What becomes of a call that nobody holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,15 +126,15 @@ impl Mesh {
         let asked: BTreeSet<PeerId> =
             workers.filter(|worker| !worker.paths.is_empty()).map(|worker| worker.id).collect();
         let all = asked.len() == slots.len();
-        let otherwise = match (stale, vouched && !lost && all) {
+        let call = &self.calls[id];
+        let first_was_ours = call.attempt == 1 && self.let_go.keys.contains(&call.key);
+        let otherwise = match (stale, first_was_ours || vouched && !lost && all) {
             (true, _) => Otherwise::Forget,
             (false, true) => Otherwise::Place,
             (false, false) => Otherwise::Unavailable,
         };
-        let call = &self.calls[id];
-        let (key, attempt) = (call.key, call.attempt);
         if !self.peers.is_empty() {
-            self.tell(Ask { key, attempt });
+            self.tell(self.question(call));
         }
         self.ask_these(now, id, asked, (otherwise, true));
     }
@@ -127,8 +172,8 @@ impl Mesh {
         if workers.is_empty() {
             return self.nobody_holds(now, id, otherwise);
         }
+        let ask = self.question(&self.calls[id]);
         let call = &mut self.calls[id];
-        let (key, attempt) = (call.key, call.attempt);
         let until = now.plus_ms(ASK_MS);
         let waiting = workers.clone();
         call.state = State::Asking(Asking { waiting, until, otherwise, of_others });
@@ -137,9 +182,14 @@ impl Mesh {
             let way =
                 self.registry.worker(&worker).and_then(|slot| self.registry.workers[slot].path());
             if let Some(way) = way {
-                self.send_to_worker(way, worker, Ask { key, attempt });
+                self.send_to_worker(way, worker, ask.clone());
             }
         }
+    }
+
+    /// Whatever we sent with this key before, under whatever number, is given up with the question.
+    fn question(&self, call: &Call) -> Ask {
+        Ask { key: call.key, attempt: call.attempt, number: self.next_number - 1 }
     }
 
     /// What a worker says of a key.
@@ -197,7 +247,12 @@ impl Mesh {
         match otherwise {
             Otherwise::Place => self.place(now, id),
             Otherwise::Unavailable => self.fate_unknown(now, id),
-            Otherwise::Forget => drop(self.remove(id)),
+            Otherwise::Forget => {
+                let call = self.remove(id);
+                if call.attempt == 0 && !call.assigned_once {
+                    self.let_go.put(now, call.key);
+                }
+            }
         }
     }
 

@@ -34,6 +34,7 @@ use zex_spec::{
     PeerId, PipeBeat, PipeId, WantSnapshot,
 };
 
+use self::asking::LetGo;
 use self::calls::Calls;
 use self::clients::Clients;
 pub use self::figures::{Load, Stats, Tables};
@@ -204,6 +205,7 @@ pub struct Mesh {
     next_number: u64,
     next_ez_key: u64,
     memory: Memory,
+    let_go: LetGo,
     peers: BTreeMap<BrokerId, Peer>,
     shares: Shares,
     view: View,
@@ -244,6 +246,7 @@ impl Mesh {
             next_number: 1,
             next_ez_key: 1,
             memory: Memory::new(settings.memory_ms, settings.memory_bytes, settings.seed),
+            let_go: LetGo::new(settings.seed),
             peers: BTreeMap::new(),
             shares: Shares::default(),
             view: View::new(now),
@@ -428,6 +431,7 @@ impl Mesh {
                 self.expire_workers(now);
                 self.expire_peers(now);
                 self.memory.expire(now);
+                self.let_go.expire(now);
                 self.registry.sweep(now, SERVICE_KEEP_MS);
                 self.impatient(now);
                 self.look_ready(now);

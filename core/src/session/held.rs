@@ -33,11 +33,6 @@ impl HeldWork {
         entry.heard = now;
     }
 
-    /// The highest number that came from this owner; 0 if none did lately.
-    pub(super) fn seen(&self, owner: BrokerId) -> u64 {
-        self.owners.get(&owner).map_or(0, |entry| entry.seen)
-    }
-
     /// It is not answered yet.
     pub(super) fn hold(&mut self, now: Time, owner: BrokerId, number: u64) {
         self.arrived(now, owner, number);

@@ -4,7 +4,7 @@
 //!            Work                        finished                60 s
 //!   nothing ──────▶ Running ───────────────────────▶ Answered ─────────▶ nothing
 //!      │ Ask            ▲                               │ too many bytes
-//!      ▼                │ Work of the asker, or newer   ▼
+//!      ▼                │ Work that came after it       ▼
 //!    Denied ────────────┘                             Spent: it ran, its answer is not kept
 //!      └── 60 s ──▶ nothing
 //! ```
@@ -69,9 +69,9 @@ impl Answered {
 struct Denial {
     attempt: u8,
     asker: BrokerId,
-    /// The highest number of the asker's work that had come by then: what has a lower one was on its
-    /// way, and the asker has given it up.
-    seen: u64,
+    /// The highest number that the asker had given away when it asked: what has no higher one was on
+    /// its way, and the asker has given it up.
+    number: u64,
     until: Time,
 }
 
@@ -145,8 +145,11 @@ impl Memory {
                 self.answer_of(*number).map_or(Known::Spent, Known::Answered)
             }
             Some(State::Denied(denial)) => {
-                let new = denial.asker == owner && number > denial.seen;
-                Known::Denied { refused: denial.attempt >= attempt && !new }
+                let refused = match denial.asker == owner {
+                    true => number <= denial.number,
+                    false => attempt <= denial.attempt,
+                };
+                Known::Denied { refused }
             }
         }
     }
@@ -189,15 +192,15 @@ impl Memory {
     }
 
     /// A broker asks whether it may give work with this key and attempt to anybody. `Some(true)`:
-    /// it runs or ran here. `Some(false)`: it never did, and will not for a lower attempt. `None`:
-    /// nobody can say any more, or another broker asked about a later attempt. `seen` is the highest
-    /// number of the asker's work that has come.
+    /// it runs or ran here. `Some(false)`: it never did, and will not for another broker's attempt up
+    /// to this one, nor for work of the asker up to this number. `None`: nobody can say any more, or
+    /// another broker asked about a later attempt.
     pub(super) fn ask(
         &mut self,
         now: Time,
         key: Key,
         attempt: u8,
-        (asker, seen): (BrokerId, u64),
+        (asker, number): (BrokerId, u64),
     ) -> Option<bool> {
         let until = now.plus_ms(MEMORY_MS);
         match self.states.get_mut(&key) {
@@ -208,15 +211,16 @@ impl Memory {
             Some(State::Denied(denial)) if attempt < denial.attempt && asker != denial.asker => {
                 return None;
             }
-            Some(State::Denied(denial)) => {
-                // Between two askers the later attempt counts: it is what the caller sent last.
-                if attempt >= denial.attempt {
-                    **denial = Denial { attempt, asker, seen, until };
-                }
+            // Questions of one broker may overtake each other; what was promised stays so.
+            Some(State::Denied(denial)) if asker == denial.asker => {
+                let (attempt, number) = (attempt.max(denial.attempt), number.max(denial.number));
+                **denial = Denial { attempt, asker, number, until };
             }
+            // Between two askers the later attempt counts: it is what the caller sent last.
+            Some(State::Denied(denial)) => **denial = Denial { attempt, asker, number, until },
             None if now < self.blind_until => return None,
             None => {
-                let denial = Denial { attempt, asker, seen, until };
+                let denial = Denial { attempt, asker, number, until };
                 self.states.insert(key, State::Denied(Box::new(denial)));
             }
         }
@@ -306,11 +310,16 @@ mod tests {
     fn work_that_was_underway_when_its_owner_asked_does_not_begin() {
         let mut memory = Memory::new(MemoryLimits::default(), 1);
         assert_eq!(memory.ask(Time(0), key(1), 0, (A, 7)), Some(false));
-        // Overtaken by the question, by another pipe: its owner has given it to somebody else.
-        assert_eq!(memory.look_up(&key(1), (A, 7), 0), Known::Denied { refused: true });
-        // What its owner sends after the answer, and what its caller sends again.
+        // Overtaken by the question, by another pipe: its owner has given it to somebody else. Which
+        // attempt it is does not matter.
+        for attempt in 0..3 {
+            assert_eq!(memory.look_up(&key(1), (A, 7), attempt), Known::Denied { refused: true });
+        }
+        // What its owner sends after the answer.
         assert_eq!(memory.look_up(&key(1), (A, 8), 0), Known::Denied { refused: false });
-        assert_eq!(memory.look_up(&key(1), (A, 7), 1), Known::Denied { refused: false });
+        // A question of before that comes late takes nothing back.
+        assert_eq!(memory.ask(Time(0), key(1), 0, (A, 3)), Some(false));
+        assert_eq!(memory.look_up(&key(1), (A, 7), 0), Known::Denied { refused: true });
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!   chunk 1 2 3 ─▶ [ unread ≤ what was granted ] ─▶ reader ─ consumed ─▶ grant, in quarters
 //! ```
 
-use zex_spec::{BrokerId, INITIAL_CREDIT_BYTES};
+use zex_spec::{BrokerId, INITIAL_CREDIT_BYTES, chunk_cost};
 
 use crate::Time;
 
@@ -13,7 +13,7 @@ pub(super) const SILENCE_MS: u64 = 2_000;
 /// Credit is given back in portions of this size: a quarter of the window, so the sender never
 /// runs dry at a reader that keeps up, and a credit message is rare.
 pub(super) const GRANT_BYTES: u32 = INITIAL_CREDIT_BYTES / 4;
-/// What a sender may have unread here before it is cut off. Twice the credit: a credit that was
+/// What a sender may have unread here, 4,096 chunks at most, before it is cut off. Twice the credit: a credit that was
 /// doubled on its way is no crime, a sender that ignores credit is.
 const MAX_UNREAD_BYTES: u64 = 2 * INITIAL_CREDIT_BYTES as u64;
 
@@ -38,6 +38,7 @@ pub(super) struct Receiver {
     pub(super) owner: BrokerId,
     pub(super) heard: Time,
     last: u32,
+    /// By their cost, as all that has to do with credit.
     unread_bytes: u64,
     /// Consumed and not granted again yet.
     owed_bytes: u32,
@@ -59,7 +60,7 @@ impl Receiver {
             (_, number) if number <= self.last => Arrival::Nothing,
             (1.., number) if number == next => {
                 self.last = number;
-                self.unread_bytes += len as u64;
+                self.unread_bytes += u64::from(chunk_cost(len));
                 if self.unread_bytes > MAX_UNREAD_BYTES { Arrival::Overrun } else { Arrival::Next }
             }
             _ => Arrival::Gap,
@@ -71,7 +72,7 @@ impl Receiver {
         self.last
     }
 
-    /// The reader has taken `bytes`.
+    /// The reader has taken chunks that cost so many bytes.
     pub(super) fn consumed(&mut self, bytes: u32) {
         self.unread_bytes = self.unread_bytes.saturating_sub(u64::from(bytes));
         self.owe(bytes);
@@ -108,7 +109,7 @@ mod tests {
             ((2, 10, OWNER), Arrival::Next),
             ((3, 0, OWNER), Arrival::Gap),
             ((4, 10, OWNER), Arrival::Gap),
-            ((3, MAX_UNREAD_BYTES as usize - 20, OWNER), Arrival::Next),
+            ((3, MAX_UNREAD_BYTES as usize - 1_024, OWNER), Arrival::Next),
             ((4, 1, OWNER), Arrival::Overrun),
         ];
         let mut receiver = Receiver::new(OWNER, Time(0));

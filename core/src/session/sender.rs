@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use zex_spec::{INITIAL_CREDIT_BYTES, MAX_CHUNK_BYTES, Status};
+use zex_spec::{INITIAL_CREDIT_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_COST_BYTES, Status, chunk_cost};
 
 use super::messages::LENGTH_BYTES;
 
@@ -93,9 +93,14 @@ impl Sender {
 
     /// Whether there is something to send now: a part, or the end.
     pub(super) fn has_next(&self) -> bool {
-        let part = !self.queue.is_empty() && self.credit > 0;
+        let part = !self.queue.is_empty() && self.has_credit();
         let end = self.queue.is_empty() && self.outcome.is_some();
         !self.stalled && (!self.returned.is_empty() || part || end)
+    }
+
+    /// Whether there is enough for one chunk. What is left below that is not lost.
+    fn has_credit(&self) -> bool {
+        self.credit >= u64::from(MIN_CHUNK_COST_BYTES)
     }
 
     /// How it ends, once everything in front of the end has left.
@@ -111,7 +116,7 @@ impl Sender {
         }
         let limit = usize::try_from(self.credit).unwrap_or(usize::MAX).min(MAX_CHUNK_BYTES);
         let first = self.queue.front()?;
-        if limit == 0 {
+        if !self.has_credit() {
             return None;
         }
         // Inside a message that fills the chunk there is nothing to copy together.
@@ -122,7 +127,7 @@ impl Sender {
             }
             _ => self.gather(limit),
         };
-        self.credit -= part.len() as u64;
+        self.credit -= u64::from(chunk_cost(part.len()));
         self.number = self.number.wrapping_add(1);
         Some((self.number, part, room))
     }
@@ -178,7 +183,7 @@ mod tests {
         while sender.has_next() && sender.take_outcome().is_none() {
             let (at, part, freed) = sender.next_part().unwrap();
             assert!(part.len() <= MAX_CHUNK_BYTES && part.len() as u64 <= credit);
-            credit -= part.len() as u64;
+            credit -= u64::from(chunk_cost(part.len()));
             number += 1;
             assert_eq!(at, number);
             room += freed;
@@ -186,15 +191,33 @@ mod tests {
             while let Some(message) = reader.next_message().unwrap() {
                 out.push(message.len());
             }
-            if credit == 0 {
-                assert!(!sender.has_next());
+            if credit < u64::from(MIN_CHUNK_COST_BYTES) {
+                assert!(sender.queue.is_empty() || !sender.has_next());
                 // An odd number, so that a length is cut in its middle now and then.
                 sender.credit(65_537);
-                credit = 65_537;
+                credit += 65_537;
             }
         }
         assert_eq!(out, lengths);
         assert_eq!((sender.chunks(), room), (number, charged));
+    }
+
+    #[test]
+    fn tiny_chunks_take_more_of_the_credit_than_their_bytes() {
+        let mut sender = Sender::new();
+        let mut chunks = 0;
+        loop {
+            sender.push(Bytes::from_static(b"x"));
+            if sender.next_part().is_none() {
+                break;
+            }
+            chunks += 1;
+        }
+        assert_eq!(chunks, INITIAL_CREDIT_BYTES / MIN_CHUNK_COST_BYTES);
+        sender.credit(MIN_CHUNK_COST_BYTES - 1);
+        assert!(!sender.has_next());
+        sender.credit(1);
+        assert!(sender.next_part().is_some() && !sender.has_next());
     }
 
     #[test]

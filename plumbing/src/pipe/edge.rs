@@ -10,12 +10,14 @@
 //!
 //! Native messages are passed on as the frames that libzmq received, without a copy.
 //! `ends` sees when a peer's or a broker's connection ends; `connections` knows whose it was.
-//! `local` serves a broker in the pipe's own thread.
+//! `ez` is the port for old peers beside keys. `local` serves a broker in the pipe's own thread.
 
 mod connections;
 mod ends;
+mod ez;
 mod guard;
 mod local;
+mod rates;
 
 use std::time::{Duration, Instant};
 
@@ -25,16 +27,19 @@ use zex_core::pipe::{Pipe, Route, Side};
 use zex_spec::{
     Address, Body, BrokerDown, BrokerId, Dialect, EzBeat, EzCall, EzReply, Flags, Incarnation,
     Malformed, Message, PREFIX_BYTES, Packet, PeerId, PipeBeat, PipeId, Prefix, ServiceHash, Steer,
-    ez, mark_bounced, stamp,
+    ez as dialect, mark_bounced, stamp,
 };
 
 use self::connections::Connections;
+use self::ez::EzPort;
 use self::guard::Guard;
 use self::local::Local;
-use super::{IDLE_MS, Report, Taken, Wrong, broker_of, burst};
+use self::rates::Rates;
+use super::{IDLE_MS, Limits, PipeSettings, Report, Taken, Wrong, broker_of, burst};
+use crate::context::Towards;
 use crate::monitor::descriptor_of;
 use crate::socket::into_bytes;
-use crate::{Clock, Error, Mailbox, Sent, Socket, wait};
+use crate::{Clock, Context, Error, Mailbox, Sent, Socket, wait};
 
 /// Clients told of a dead broker in one turn; in between the pipe goes on working.
 const TELLINGS_A_TURN: usize = 128;
@@ -48,14 +53,41 @@ const QUIET_MS: u64 = 1_200;
 /// pipe may be the only one and needs time to start again.
 const DRAIN_MAX_MS: u64 = 3_000;
 
+/// The bound sockets of an in pipe or a worker pipe.
+pub(super) struct Ports {
+    pub(super) peers: Socket,
+    pub(super) brokers: Socket,
+    pub(super) ez: Option<Socket>,
+}
+
+impl Ports {
+    pub(super) fn bind(
+        context: &Context,
+        settings: &PipeSettings,
+        side: Side,
+    ) -> Result<Self, Error> {
+        let towards = Towards::peers_of(side);
+        let ez = settings.ez_endpoint.as_deref();
+        Ok(Self {
+            peers: context.watched_router(&settings.peers_endpoint, towards)?,
+            brokers: context.watched_router(&settings.brokers_endpoint, Towards::Brokers)?,
+            ez: ez.map(|endpoint| context.plain_router(endpoint, towards)).transpose()?,
+        })
+    }
+}
+
 /// The thread of an in pipe or a worker pipe.
 pub(super) struct Edge {
     id: PipeId,
     pipe: Pipe,
     peers: Socket,
     brokers: Socket,
+    /// A port for old peers alone.
+    ez: Option<EzPort>,
     /// Where peers need a key.
     guard: Option<Guard>,
+    /// How much each peer has sent.
+    rates: Rates,
     peer_ends: Connections,
     broker_ends: Connections,
     /// When ends were last looked for.
@@ -85,7 +117,8 @@ impl Edge {
     pub(super) fn new(
         side: Side,
         id: PipeId,
-        [peers, brokers]: [Socket; 2],
+        Ports { peers, brokers, ez }: Ports,
+        limits: Limits,
         report: Report,
     ) -> Self {
         let clock = Clock::new();
@@ -97,9 +130,11 @@ impl Edge {
             pipe,
             peers,
             brokers,
+            ez: ez.map(|socket| EzPort::new(socket, limits.connections)),
             guard,
-            peer_ends: Connections::default(),
-            broker_ends: Connections::default(),
+            rates: Rates::new(limits.peer_rate),
+            peer_ends: Connections::new(limits.connections),
+            broker_ends: Connections::new(limits.connections),
             looked: now,
             passed: now,
             draining: None,
@@ -117,7 +152,8 @@ impl Edge {
                 self.pipe.drain();
             }
             if !self.turn() {
-                wait(&self.sockets(), stop, self.deadline())?;
+                let sockets: Vec<&Socket> = self.sockets().collect();
+                wait(&sockets, stop, self.deadline())?;
             }
         }
         Ok(())
@@ -136,6 +172,9 @@ impl Edge {
         // Brokers first: beats before what is steered by them.
         let mut busy = burst(self, |edge| &edge.brokers, Self::take_from_broker);
         busy |= burst(self, |edge| &edge.peers, Self::take_from_peer);
+        if self.ez.is_some() {
+            busy |= burst(self, Self::ez_socket, Self::take_from_ez);
+        }
         busy |= self.watch();
         self.pipe.tick(self.now);
         busy |= self.tell_clients();
@@ -145,8 +184,9 @@ impl Edge {
     }
 
     /// What to wait for between two turns.
-    pub(super) fn sockets(&self) -> [&Socket; 2] {
-        [&self.peers, &self.brokers]
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
+        let ez = self.ez.as_ref().map(|port| &port.socket);
+        [&self.peers, &self.brokers].into_iter().chain(ez)
     }
 
     /// When the next turn is due at the latest.
@@ -170,14 +210,20 @@ impl Edge {
             (Some(first), _) if first.is_empty() && self.guard.is_some() => {
                 Err(Wrong::EzBehindGate)
             }
+            (Some(first), _) if first.is_empty() && self.ez.is_some() => Err(Wrong::EzElsewhere),
             (Some(first), Side::In) if first.is_empty() => self.ez_request(&who, frames),
             (Some(first), Side::Worker) if first.is_empty() => self.ez_from_worker(&who, frames),
             _ => self.native_from_peer(&who, frames),
         };
+        self.tell_wrong(&who, outcome);
+    }
+
+    /// Counts what a peer had better not have said.
+    fn tell_wrong(&mut self, who: &[u8], outcome: Result<(), Wrong>) {
         match outcome {
             Ok(()) => {}
-            Err(Wrong::Refused(why)) => self.report.refused(&who, &why),
-            Err(wrong) => self.report.malformed(&who, &wrong),
+            Err(wrong) if wrong.is_refusal() => self.report.refused(who, &wrong),
+            Err(wrong) => self.report.malformed(who, &wrong),
         }
     }
 
@@ -193,6 +239,16 @@ impl Edge {
             && let Err(refused) = guard.admit(peer, prefix.kind, frames)
         {
             return Err(Wrong::Refused(refused.to_string()));
+        }
+        if !self.rates.admit(self.now, peer) {
+            self.report.too_much(who);
+            if prefix.steer == Steer::All {
+                // A beat says nothing that the next does not say.
+                return Ok(());
+            }
+            self.report.stats.bounced += 1;
+            bounce(&self.peers, who, frames, false, &mut self.report);
+            return Ok(());
         }
         let Some(first) = frames.first_mut() else { return Ok(()) };
         stamp(first, self.id, peer);
@@ -215,8 +271,14 @@ impl Edge {
 
     fn ez_request(&mut self, who: &[u8], frames: &mut Frames) -> Result<(), Wrong> {
         let frames: Vec<_> = frames.drain(..).map(into_bytes).collect();
-        let request = ez::decode_request(&frames)?;
+        let request = dialect::decode_request(&frames)?;
         let id = request.id.clone();
+        if !self.rates.admit(self.now, PeerId::of_ez(self.id, who)) {
+            self.report.too_much(who);
+            self.report.stats.bounced += 1;
+            self.ez_error(who, id, "this client sends more than one may, try again");
+            return Ok(());
+        }
         let steer = Steer::Home(ServiceHash::of_ez(&request.service));
         let peer = Bytes::copy_from_slice(who);
         let call = EzCall { peer, id: request.id, service: request.service };
@@ -237,13 +299,13 @@ impl Edge {
         let descriptor = frames.first_mut().and_then(descriptor_of);
         let frames: Vec<_> = frames.drain(..).map(into_bytes).collect();
         let peer = Bytes::copy_from_slice(who);
-        let (steer, message, body) = match ez::decode_from_worker(&frames)? {
-            ez::FromWorker::Beat(service) => {
-                self.peer_is_on(who, Dialect::Ez, descriptor);
+        let (steer, message, body) = match dialect::decode_from_worker(&frames)? {
+            dialect::FromWorker::Beat(service) => {
+                self.ez_is_on(who, descriptor);
                 let held = self.pipe.ez_held(self.now, who);
                 (Steer::All, EzBeat { peer, service, held }.into(), Vec::new())
             }
-            ez::FromWorker::Reply { address, id, body } => {
+            dialect::FromWorker::Reply { address, id, body } => {
                 let owner = Address::owner_of(&address);
                 let owner = owner.ok_or(Malformed::Address("too short"))?;
                 self.pipe.ez_answered(who, &address);
@@ -387,15 +449,16 @@ impl Edge {
             return Err(Wrong::OutOfPlace(packet.message.kind()));
         };
         let (peer, out) = match packet.message.clone() {
-            Message::EzAnswer(answer) => (answer.peer, ez::encode_answer(answer.id, body)),
-            Message::EzWork(work) => (work.peer, ez::encode_work(work.address, work.id, body)),
+            Message::EzAnswer(answer) => (answer.peer, dialect::encode_answer(answer.id, body)),
+            Message::EzWork(work) => (work.peer, dialect::encode_work(work.address, work.id, body)),
             other => return Err(Wrong::OutOfPlace(other.kind())),
         };
         // Routing ids that an earlier life of this pipe made up may be somebody else's now.
         let stale = packet.pipe != Incarnation::NONE && packet.pipe != self.id;
-        let sent = if stale { Sent::NoRoute } else { self.peers.address(&peer) };
+        let sent = if stale { Sent::NoRoute } else { self.ez_socket().address(&peer) };
         if sent == Sent::Sent {
-            self.count_to_peer(|peers| peers.send_all(out));
+            let sent = self.ez_socket().send_all(out);
+            self.count_sent(sent);
             if let Message::EzWork(work) = &packet.message {
                 self.pipe.ez_handed(self.now, &work.peer, &work.address);
             }
@@ -461,16 +524,13 @@ impl Edge {
     }
 
     fn ez_error(&mut self, who: &[u8], id: Bytes, text: &'static str) {
-        let body = vec![Bytes::from_static(ez::ERR), Bytes::from_static(text.as_bytes())];
-        let frames = ez::encode_answer(id, body);
-        match self.peers.address(who) {
-            Sent::Sent => {
-                let mut out =
-                    frames.into_iter().map(|frame| zmq::Message::from(&frame[..])).collect();
-                self.finish_to_peer(&mut out);
-            }
-            lost => self.count_lost(lost),
-        }
+        let body = vec![Bytes::from_static(dialect::ERR), Bytes::from_static(text.as_bytes())];
+        let frames = dialect::encode_answer(id, body);
+        let sent = match self.ez_socket().address(who) {
+            Sent::Sent => self.ez_socket().send_all(frames),
+            lost => lost,
+        };
+        self.count_sent(sent);
     }
 
     /// Sends the frames behind a routing id that was accepted.
@@ -479,7 +539,12 @@ impl Edge {
     }
 
     fn count_to_peer(&mut self, send: impl FnOnce(&Socket) -> Sent) {
-        match send(&self.peers) {
+        let sent = send(&self.peers);
+        self.count_sent(sent);
+    }
+
+    fn count_sent(&mut self, sent: Sent) {
+        match sent {
             Sent::Sent => {
                 self.report.stats.to_peers += 1;
                 self.passed = self.now;

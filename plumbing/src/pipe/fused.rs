@@ -13,9 +13,8 @@ use std::time::Instant;
 use zex_core::pipe::Side;
 use zex_spec::{BrokerId, Packet, PipeId};
 
-use super::edge::Edge;
+use super::edge::{Edge, Ports};
 use super::{PipeSettings, Report};
-use crate::context::Towards;
 use crate::{Context, Error, Socket, epoch_now};
 
 /// An in pipe or a worker pipe for the thread of one broker.
@@ -23,6 +22,7 @@ pub struct FusedPipe {
     edge: Edge,
     front: String,
     back: String,
+    ez: Option<String>,
 }
 
 impl FusedPipe {
@@ -43,13 +43,13 @@ impl FusedPipe {
     }
 
     fn bind(context: &Context, settings: &PipeSettings, side: Side) -> Result<Self, Error> {
-        let peers = context.watched_router(&settings.peers_endpoint, Towards::peers_of(side))?;
-        let brokers = context.watched_router(&settings.brokers_endpoint, Towards::Brokers)?;
+        let ports = Ports::bind(context, settings, side)?;
         let id = PipeId::new(&settings.name, epoch_now());
-        let (front, back) = (peers.endpoint().to_owned(), brokers.endpoint().to_owned());
+        let [front, back] = [&ports.peers, &ports.brokers].map(|port| port.endpoint().to_owned());
+        let ez = ports.ez.as_ref().map(|port| port.endpoint().to_owned());
         let report = Report::new(&settings.name);
         tracing::info!(pipe = settings.name, %id, front, back, "pipe started in its broker's thread");
-        Ok(Self { edge: Edge::new(side, id, [peers, brokers], report), front, back })
+        Ok(Self { edge: Edge::new(side, id, ports, settings.limits, report), front, back, ez })
     }
 
     /// Names the broker that drives it. Before, nothing reaches it.
@@ -65,6 +65,11 @@ impl FusedPipe {
     /// Where other brokers connect.
     pub fn back_endpoint(&self) -> &str {
         &self.back
+    }
+
+    /// Where peers of the old dialect connect, if they have an endpoint of their own.
+    pub fn ez_endpoint(&self) -> Option<&str> {
+        self.ez.as_deref()
     }
 
     /// Takes in a burst from each side. Whether there was anything.
@@ -84,7 +89,7 @@ impl FusedPipe {
     }
 
     /// What to wait for between two turns.
-    pub fn sockets(&self) -> [&Socket; 2] {
+    pub fn sockets(&self) -> impl Iterator<Item = &Socket> {
         self.edge.sockets()
     }
 

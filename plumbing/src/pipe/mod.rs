@@ -27,7 +27,6 @@ use zex_spec::{BrokerId, Incarnation, Malformed, PipeId};
 
 pub use fused::FusedPipe;
 
-use crate::context::Towards;
 use crate::{Context, Error, Handle, Socket, epoch_now, mailbox};
 
 /// Messages taken from one side before the other has its turn: long enough to spare clock readings
@@ -48,6 +47,50 @@ pub struct PipeSettings {
     pub peers_endpoint: String,
     /// Where brokers connect, e.g. `tcp://0.0.0.0:9001`.
     pub brokers_endpoint: String,
+    /// Where peers of the old dialect connect, who have no keys. If there is one, the old dialect is
+    /// spoken there alone, and the native one is not; else both are spoken at the peers' endpoint,
+    /// or the native one alone where that asks for keys.
+    pub ez_endpoint: Option<String>,
+    /// What it takes of its peers.
+    pub limits: Limits,
+}
+
+/// What an in pipe or a worker pipe takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Messages of one peer in a second, ten at least. What is above is given back, as if the brokers
+    /// had no room; beats are dropped.
+    pub peer_rate: u32,
+    /// Connections of one port at once. The newest above are closed. To be of use it must be below
+    /// the number of files that the process may open.
+    pub connections: usize,
+}
+
+impl Limits {
+    /// More than one peer sends through a pipe that has any other.
+    pub const PEER_RATE: u32 = 200_000;
+    /// As many as the tables of a pipe and of a broker know.
+    pub const CONNECTIONS: usize = 65_536;
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { peer_rate: Self::PEER_RATE, connections: Self::CONNECTIONS }
+    }
+}
+
+impl Default for PipeSettings {
+    /// On ports of loopback that the system picks.
+    fn default() -> Self {
+        let any = || "tcp://127.0.0.1:0".to_owned();
+        Self {
+            name: "pipe".to_owned(),
+            peers_endpoint: any(),
+            brokers_endpoint: any(),
+            ez_endpoint: None,
+            limits: Limits::default(),
+        }
+    }
 }
 
 /// A state pipe.
@@ -100,8 +143,12 @@ counts! {
     dropped_full,
     /// Messages dropped because they are malformed or out of place.
     malformed,
-    /// Messages dropped because their sender's key does not allow them.
+    /// Messages dropped because their sender's key, or the port, does not allow them.
     refused,
+    /// Messages above what their sender may send in a second.
+    too_much,
+    /// Connections closed because there were too many.
+    no_room,
     /// Clients told that a broker is dead.
     told,
     /// Peers and brokers whose connection's end was seen.
@@ -115,6 +162,7 @@ pub struct Pipe {
     id: PipeId,
     front: String,
     back: String,
+    ez: Option<String>,
     published: Arc<Published>,
     /// What is sent makes it drain; the thread ends when this is gone.
     stop: Option<Handle<()>>,
@@ -154,14 +202,15 @@ impl Pipe {
     }
 
     fn start_edge(context: &Context, settings: &PipeSettings, side: Side) -> Result<Self, Error> {
-        let peers = context.watched_router(&settings.peers_endpoint, Towards::peers_of(side))?;
-        let brokers = context.watched_router(&settings.brokers_endpoint, Towards::Brokers)?;
+        let ports = edge::Ports::bind(context, settings, side)?;
         let id = PipeId::new(&settings.name, epoch_now());
-        let (front, back) = (peers.endpoint().to_owned(), brokers.endpoint().to_owned());
-        let report = Report::new(&settings.name);
-        Self::start(id, [front, back], report, move |report, stop| {
-            edge::Edge::new(side, id, [peers, brokers], report).run(&stop)
-        })
+        let [front, back] = [&ports.peers, &ports.brokers].map(|port| port.endpoint().to_owned());
+        let ez = ports.ez.as_ref().map(|port| port.endpoint().to_owned());
+        let (report, limits) = (Report::new(&settings.name), settings.limits);
+        let pipe = Self::start(id, [front, back], report, move |report, stop| {
+            edge::Edge::new(side, id, ports, limits, report).run(&stop)
+        })?;
+        Ok(Self { ez, ..pipe })
     }
 
     fn start(
@@ -184,7 +233,7 @@ impl Pipe {
                 Err(error) => tracing::error!(pipe = name, %error, "pipe stopped: start it again"),
             })
             .map_err(|source| Error::System { what: "the pipe's thread", source })?;
-        Ok(Self { id, front, back, published, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { id, front, back, ez: None, published, stop: Some(stop), thread: Some(thread) })
     }
 
     /// This life of the pipe.
@@ -200,6 +249,11 @@ impl Pipe {
     /// Where its brokers connect; for a state pipe, where brokers listen.
     pub fn back_endpoint(&self) -> &str {
         &self.back
+    }
+
+    /// Where peers of the old dialect connect, if they have an endpoint of their own.
+    pub fn ez_endpoint(&self) -> Option<&str> {
+        self.ez.as_deref()
     }
 
     /// What it has done so far.
@@ -261,6 +315,21 @@ impl Report {
         self.complain("refused a message", who, total, reason);
     }
 
+    /// A peer floods.
+    fn too_much(&mut self, who: &[u8]) {
+        self.stats.too_much += 1;
+        let total = self.stats.too_much;
+        let reason = "it sends more in a second than one may";
+        self.complain("gave back a message", who, total, &reason);
+    }
+
+    /// There are too many connections.
+    fn no_room(&mut self) {
+        self.stats.no_room += 1;
+        let total = self.stats.no_room;
+        self.complain("closed a connection", &[], total, &"there are too many");
+    }
+
     fn complain(&mut self, what: &str, who: &[u8], total: u64, reason: &dyn std::fmt::Display) {
         let interval = Duration::from_millis(COMPLAINT_INTERVAL_MS);
         if self.complained.is_none_or(|last| last.elapsed() >= interval) {
@@ -307,10 +376,26 @@ enum Wrong {
     RoutingId { who: &'static str, need: usize, len: usize },
     #[error("the old dialect has no keys, and this pipe asks for one")]
     EzBehindGate,
+    #[error("the old dialect is spoken at another port of this pipe")]
+    EzElsewhere,
+    #[error("this port is for the old dialect, the native one is spoken at another of this pipe")]
+    NativeAtEzPort,
     #[error("{0}")]
     Refused(String),
     #[error("a message of kind {0:#04x} with this steer has no business coming from there")]
     OutOfPlace(u8),
+}
+
+impl Wrong {
+    /// Whether it was understood, and its sender has no right to it.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::EzBehindGate | Self::EzElsewhere | Self::NativeAtEzPort | Self::Refused(_) => {
+                true
+            }
+            Self::Malformed(_) | Self::RoutingId { .. } | Self::OutOfPlace(_) => false,
+        }
+    }
 }
 
 /// A broker by its routing id.

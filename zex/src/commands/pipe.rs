@@ -12,7 +12,9 @@ use zex_plumbing::{Context, Pipe, PipeSettings, StatePipeSettings};
 
 use crate::output;
 use crate::settings::keys::{self, Plain};
-use crate::settings::mesh::{Bind, InPipePorts, StatePipePorts, WorkerPipePorts};
+use crate::settings::mesh::{
+    Bind, EzListen, InPipePorts, PipeLimits, StatePipePorts, WorkerPipePorts,
+};
 use crate::settings::name::Name;
 use crate::stop::{DRAIN, Stop};
 
@@ -35,12 +37,16 @@ enum Kind {
         #[command(flatten)]
         ports: InPipePorts,
         #[command(flatten)]
+        more: EdgeArgs,
+        #[command(flatten)]
         common: Common,
     },
     /// Between workers and brokers
     Worker {
         #[command(flatten)]
         ports: WorkerPipePorts,
+        #[command(flatten)]
+        more: EdgeArgs,
         #[command(flatten)]
         common: Common,
     },
@@ -51,6 +57,15 @@ enum Kind {
         #[command(flatten)]
         common: Common,
     },
+}
+
+/// What an in pipe and a worker pipe have and a state pipe has not.
+#[derive(Args, Debug)]
+struct EdgeArgs {
+    #[command(flatten)]
+    ez: EzListen,
+    #[command(flatten)]
+    limits: PipeLimits,
 }
 
 #[derive(Args, Debug)]
@@ -85,13 +100,14 @@ impl Common {
 pub(crate) async fn run(args: PipeArgs) -> anyhow::Result<()> {
     let stop = Stop::catch()?;
     let (pipe, kind, common) = match args.kind {
-        Kind::In { ports, common } => {
-            let settings = edge("in-pipe", &common, ports.in_pipe_port, ports.in_pipe_broker_port)?;
+        Kind::In { ports, more, common } => {
+            let ports = [ports.in_pipe_port, ports.in_pipe_broker_port];
+            let settings = edge("in-pipe", &common, ports, &more)?;
             (Pipe::start_in(&common.context(&settings.peers_endpoint)?, &settings)?, "in", common)
         }
-        Kind::Worker { ports, common } => {
-            let (peers, brokers) = (ports.worker_pipe_port, ports.worker_pipe_broker_port);
-            let settings = edge("worker-pipe", &common, peers, brokers)?;
+        Kind::Worker { ports, more, common } => {
+            let ports = [ports.worker_pipe_port, ports.worker_pipe_broker_port];
+            let settings = edge("worker-pipe", &common, ports, &more)?;
             (
                 Pipe::start_worker(&common.context(&settings.peers_endpoint)?, &settings)?,
                 "worker",
@@ -132,11 +148,18 @@ async fn death(pipe: &Pipe, look_again: Duration) {
     }
 }
 
-fn edge(role: &str, common: &Common, peers: u16, brokers: u16) -> anyhow::Result<PipeSettings> {
+fn edge(
+    role: &str,
+    common: &Common,
+    [peers, brokers]: [u16; 2],
+    more: &EdgeArgs,
+) -> anyhow::Result<PipeSettings> {
     Ok(PipeSettings {
         name: common.name.or_own(role),
         peers_endpoint: common.bind.endpoint(peers)?,
         brokers_endpoint: common.bind.endpoint(brokers)?,
+        ez_endpoint: more.ez.of_pipe()?,
+        limits: more.limits.into(),
     })
 }
 
@@ -147,10 +170,18 @@ fn say_ready(kind: &str, pipe: &Pipe, json: bool) -> anyhow::Result<()> {
         "worker" => ("workers", "brokers"),
         _ => ("brokers", "publish"),
     };
+    let ez = pipe.ez_endpoint();
     if json {
-        output::json(&json!({"ready": format!("{kind} pipe"), front_is: front, back_is: back}))?;
+        let mut line = json!({"ready": format!("{kind} pipe"), front_is: front, back_is: back});
+        if let Some(ez) = ez {
+            line["ez"] = ez.into();
+        }
+        output::json(&line)?;
     } else {
-        output::line(&format!("{kind} pipe ready: {front_is} at {front}, {back_is} at {back}"))?;
+        let ez = ez.map_or_else(String::new, |ez| format!(", old {front_is} at {ez}"));
+        output::line(&format!(
+            "{kind} pipe ready: {front_is} at {front}, {back_is} at {back}{ez}"
+        ))?;
     }
     Ok(())
 }

@@ -56,7 +56,9 @@ fn say_ready(mesh: &Mesh, directory: &Path, json: bool) -> anyhow::Result<()> {
     if json {
         let mut line = Map::new();
         line.insert("ready".into(), "up".into());
-        line.extend(mesh.endpoints().map(|(name, endpoint)| (name.into(), endpoint.into())));
+        line.extend(
+            mesh.endpoints().into_iter().map(|(name, endpoint)| (name.into(), endpoint.into())),
+        );
         line.insert("brokers".into(), brokers.into());
         line.insert("data".into(), data.into());
         output::json(&Value::Object(line))?;

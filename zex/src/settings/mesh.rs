@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use zex_plumbing::Limits;
 
 /// The two ports of an in pipe.
 #[derive(Args, Clone, Copy, Debug)]
@@ -108,6 +109,63 @@ pub(crate) struct Bind {
     #[arg(long, env = "ZEX_BIND", value_name = "HOST", default_value = "127.0.0.1")]
     #[arg(help_heading = "Mesh")]
     pub(crate) bind: String,
+}
+
+/// Where old peers connect.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct EzListen {
+    /// Endpoint of its own for peers of the old dialect, who know no keys, such as
+    /// tcp://0.0.0.0:9010: whoever reaches it needs none. That dialect is then spoken there alone.
+    /// `zex up` takes two with a comma between, for clients and for workers
+    #[arg(long, env = "ZEX_EZ_LISTEN", value_name = "ENDPOINTS", value_delimiter = ',')]
+    #[arg(help_heading = "Mesh")]
+    pub(crate) ez_listen: Vec<String>,
+}
+
+/// What a pipe takes of its peers.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct PipeLimits {
+    /// Messages that one client or worker may send through this pipe in a second; what is above is
+    /// given back to it
+    #[arg(long, env = "ZEX_PEER_RATE", value_name = "MESSAGES", help_heading = "Mesh")]
+    #[arg(default_value_t = Limits::PEER_RATE, value_parser = clap::value_parser!(u32).range(10..))]
+    #[arg(hide_short_help = true)]
+    peer_rate: u32,
+    /// Connections at one port of this pipe; the newest above are closed. Must be below the number
+    /// of files that the process may open (`ulimit -n`) to be of use
+    #[arg(long, env = "ZEX_MAX_CONNECTIONS", value_name = "COUNT", help_heading = "Mesh")]
+    #[arg(default_value_t = Limits::CONNECTIONS as u32)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..), hide_short_help = true)]
+    max_connections: u32,
+}
+
+impl From<PipeLimits> for Limits {
+    fn from(given: PipeLimits) -> Self {
+        Self { peer_rate: given.peer_rate, connections: given.max_connections as usize }
+    }
+}
+
+impl EzListen {
+    /// The one of a pipe.
+    pub(crate) fn of_pipe(&self) -> anyhow::Result<Option<String>> {
+        match &self.ez_listen[..] {
+            [] => Ok(None),
+            [endpoint] => Ok(Some(endpoint.clone())),
+            more => bail!("--ez-listen: a pipe takes one endpoint, not {}", more.len()),
+        }
+    }
+
+    /// Those of a whole mesh: for clients, for workers.
+    pub(crate) fn of_mesh(&self) -> anyhow::Result<[Option<String>; 2]> {
+        match &self.ez_listen[..] {
+            [] => Ok([None, None]),
+            [clients, workers] => Ok([Some(clients.clone()), Some(workers.clone())]),
+            other => bail!(
+                "--ez-listen: a mesh takes two endpoints, for clients and for workers, not {}",
+                other.len()
+            ),
+        }
+    }
 }
 
 impl InPipes {

@@ -10,7 +10,8 @@ fn what_waits_here_is_forgotten_when_another_broker_has_a_later_attempt() {
     let other = Steer::Owner(Incarnation::new("b2", 1));
     // 1 runs, 2 waits with the attempt that is asked about, 3 has just been asked about here.
     for (n, attempt) in [(1, 9), (2, 1), (3, 9)] {
-        let packet = Packet::from_peer(other, Ask { key: key(n), attempt }, Bytes::new());
+        let packet =
+            Packet::from_peer(other, Ask { key: key(n), attempt, number: 0 }, Bytes::new());
         stage.event(Event::FromState(packet));
     }
     assert_eq!((stage.mesh.held_calls(), stage.replies().len()), (2, 0));
@@ -41,8 +42,20 @@ fn who_comes_back_from_a_pause_begins_nothing_that_it_had_before() {
     stage.worker(id(1), Answer { key: key(2), knowledge: Knowledge::DENIED }, b"");
     // Somebody has it: joined.
     stage.worker(id(1), Answer { key: key(3), knowledge: Knowledge::HELD }, b"");
-    let works: Vec<Key> = stage.works().into_iter().map(|(_, work)| work.key).collect();
-    assert_eq!((works, stage.replies().len(), stage.mesh.held_calls()), (vec![key(3)], 0, 1));
+    let works = stage.works();
+    let keys: Vec<Key> = works.iter().map(|(_, work)| work.key).collect();
+    assert_eq!((keys, stage.replies().len(), stage.mesh.held_calls()), (vec![key(3)], 0, 1));
+    stage.answer(id(1), &works[0].1, b"three");
+    stage.replies();
+    // It does come again, here. After a cut this broker cannot vouch for the workers of then, but the
+    // only attempt before was its own. Of a later attempt it cannot know where others have been.
+    (stage.mesh.vouches_from, stage.mesh.backlog_until) = (None, stage.now);
+    for (attempt, begins) in [(2, 0), (1, 1)] {
+        let n = if attempt == 1 { 2 } else { 4 };
+        stage.client(id(9), Call { attempt, age_ms: 1_100, ..call(n) }, b"");
+        stage.worker(id(1), Answer { key: key(n), knowledge: Knowledge::DENIED }, b"");
+        assert_eq!((stage.works().len(), stage.replies().len()), (begins, 1 - begins));
+    }
 }
 
 #[test]

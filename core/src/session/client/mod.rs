@@ -93,7 +93,7 @@ pub enum Event {
     Call(NewCall),
     /// The caller takes the call back.
     Cancel(Key),
-    /// The reader of a stream has taken so many bytes of chunks.
+    /// The reader of a stream has taken chunks that cost so many bytes ([`zex_spec::chunk_cost`]).
     Consumed(Key, u32),
     /// A pipe delivered this.
     FromPipe(Path, Packet),

@@ -163,13 +163,13 @@ impl World {
             client::Action::ToPipe(_, packet) => self.send(End::FromClient, packet),
             client::Action::Headers(..) | client::Action::Trailers(..) => {}
             client::Action::Chunk(key, part) => {
-                let len = part.len() as u32;
+                let cost = zex_spec::chunk_cost(part.len());
                 let (reader, messages) = self.streams.entry(key).or_default();
                 reader.push(part);
                 while let Some(message) = reader.next_message().unwrap() {
                     messages.push(message);
                 }
-                self.client.handle(self.now, client::Event::Consumed(key, len));
+                self.client.handle(self.now, client::Event::Consumed(key, cost));
             }
             client::Action::End(key, outcome) => {
                 self.log += &format!("{:?} {key} {:?}\n", self.now, outcome);

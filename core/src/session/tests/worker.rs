@@ -130,7 +130,11 @@ fn done(run: u64) -> Event {
 }
 
 fn ask(asker: BrokerId, n: u8, attempt: u8) -> Event {
-    Event::FromPipe(Path(0), from(asker, Ask { key: key(n), attempt }, b""))
+    ask_up_to(asker, n, attempt, 0)
+}
+
+fn ask_up_to(asker: BrokerId, n: u8, attempt: u8, number: u64) -> Event {
+    Event::FromPipe(Path(0), from(asker, Ask { key: key(n), attempt, number }, b""))
 }
 
 #[test]
@@ -192,6 +196,18 @@ fn work_with_a_key_does_what_the_key_s_past_says() {
             "denied to the same",
             vec![ask(A, 1, 1)],
             work(A, 1, key(1), 1, Options::default()),
+            vec!["begin 1"],
+        ),
+        (
+            "denied to the same, which has given it up",
+            vec![ask_up_to(A, 1, 0, 3)],
+            plain(A, 3, 1),
+            vec!["A< busy"],
+        ),
+        (
+            "denied to the same, and sent after the question",
+            vec![ask_up_to(A, 1, 0, 3), plain(A, 3, 1)],
+            plain(A, 4, 1),
             vec!["begin 1"],
         ),
         (
@@ -456,7 +472,7 @@ fn a_stream_waits_for_credit_and_beats_meanwhile() {
     worker.does(2, Event::Finish(RunId(1), Err(Status::new(Code::Aborted, "enough"))));
     let beat = worker.does(1_000, Event::Tick);
     assert!(beat.contains(&format!("A< chunk {full} 0")), "{beat:?}");
-    let credit = Event::FromPipe(Path(0), from(A, Credit { key: key(1), bytes: 100 }, b""));
+    let credit = Event::FromPipe(Path(0), from(A, Credit { key: key(1), bytes: 1_000 }, b""));
     let rest = worker.does(1_001, credit);
     let room = super::super::stream_charge(INITIAL_CREDIT_BYTES as usize + 10);
     let aborted = format!("A< ABORTED {}", full + 1);

@@ -498,8 +498,7 @@ impl Session {
     }
 
     fn ask(&mut self, now: Time, path: Path, broker: BrokerId, ask: &Ask) {
-        let asker = (broker, self.held.seen(broker));
-        let Some(held) = self.memory.ask(now, ask.key, ask.attempt, asker) else {
+        let Some(held) = self.memory.ask(now, ask.key, ask.attempt, (broker, ask.number)) else {
             // Silence: the asker then answers UNAVAILABLE, which is the truth.
             self.dropped += 1;
             return;

@@ -20,9 +20,6 @@ use bytes::Bytes;
 use zex_core::Time;
 use zex_spec::Dialect;
 
-/// Connections that are watched at once. Those beyond end unseen, by missed beats; the system's
-/// bound on descriptors is most often lower.
-const MAX_CONNECTIONS: usize = 65_536;
 /// Checks that wait at once; what comes beyond is left to missed beats.
 const MAX_CHECKS: usize = 65_536;
 /// When a peer whose connection has ended is looked for, ms after each other: libzmq takes the
@@ -46,8 +43,9 @@ pub(super) struct Check {
 }
 
 /// The connections of one ROUTER.
-#[derive(Default)]
 pub(super) struct Connections {
+    /// So many at once.
+    limit: usize,
     /// The open ones, and who was heard there: one peer each.
     open: HashMap<i32, Option<Peer>>,
     /// The same the other way round.
@@ -55,9 +53,16 @@ pub(super) struct Connections {
     /// By the time when they are due.
     checks: BTreeMap<(Time, u64), Check>,
     number: u64,
+    /// Those beyond the limit that are to be closed.
+    beyond: Vec<i32>,
 }
 
 impl Connections {
+    pub(super) fn new(limit: usize) -> Self {
+        let (open, of, checks) = (HashMap::new(), HashMap::new(), BTreeMap::new());
+        Self { limit, open, of, checks, number: 0, beyond: Vec::new() }
+    }
+
     /// Whether this is known already, so that [`Connections::heard`] would change nothing.
     pub(super) fn knows(&self, id: &[u8], descriptor: i32) -> bool {
         self.of.get(id) == Some(&descriptor)
@@ -83,7 +88,7 @@ impl Connections {
             if let Some(other) = place.replace(peer) {
                 self.over(now, other);
             }
-        } else if self.open.len() < MAX_CONNECTIONS {
+        } else if self.open.len() < self.limit {
             // It has ended, and this is what was left to be read.
             self.check(now, peer, 0);
         }
@@ -91,8 +96,8 @@ impl Connections {
 
     /// A connection is there.
     pub(super) fn began(&mut self, now: Time, descriptor: i32) {
-        if self.open.len() >= MAX_CONNECTIONS && !self.open.contains_key(&descriptor) {
-            return;
+        if self.open.len() >= self.limit && !self.open.contains_key(&descriptor) {
+            return self.beyond.push(descriptor);
         }
         // If somebody was heard on it: that connection has ended without an event.
         if let Some(Some(peer)) = self.open.insert(descriptor, None) {
@@ -105,6 +110,14 @@ impl Connections {
         if let Some(Some(peer)) = self.open.remove(&descriptor) {
             self.over(now, peer);
         }
+        // Else another connection could have its descriptor by the time that it is closed.
+        self.beyond.retain(|beyond| *beyond != descriptor);
+    }
+
+    /// The newest beyond the limit, which are to be closed now. To be asked when there are no more
+    /// events: a descriptor in it is then that of the connection that was meant.
+    pub(super) fn take_beyond(&mut self) -> Vec<i32> {
+        std::mem::take(&mut self.beyond)
     }
 
     fn over(&mut self, now: Time, peer: Peer) {
@@ -151,6 +164,8 @@ mod tests {
     const P: &[u8] = b"peer p";
     const Q: &[u8] = b"peer q";
 
+    const LIMIT: usize = MAX_CHECKS;
+
     fn at_ms(ms: u64) -> Time {
         Time::default().plus_ms(1_000 + ms)
     }
@@ -165,7 +180,7 @@ mod tests {
     }
 
     fn with_p_on_7() -> Connections {
-        let mut connections = Connections::default();
+        let mut connections = Connections::new(LIMIT);
         connections.began(at_ms(0), 7);
         heard(&mut connections, P, 7);
         connections
@@ -227,7 +242,7 @@ mod tests {
 
     #[test]
     fn who_is_heard_after_his_connection_ended_is_looked_for() {
-        let mut connections = Connections::default();
+        let mut connections = Connections::new(LIMIT);
         connections.began(at_ms(0), 7);
         connections.ended(at_ms(0), 7);
         heard(&mut connections, P, 7);
@@ -236,14 +251,19 @@ mod tests {
 
     #[test]
     fn the_tables_are_bounded() {
-        let mut connections = Connections::default();
-        let more = MAX_CONNECTIONS as i32 + 10;
+        let mut connections = Connections::new(LIMIT);
+        let more = LIMIT as i32 + 10;
         for descriptor in 0..more {
             connections.began(at_ms(0), descriptor);
             heard(&mut connections, &descriptor.to_be_bytes(), descriptor);
         }
         let sizes = |c: &Connections| (c.open.len(), c.of.len(), c.checks.len());
-        assert_eq!(sizes(&connections), (MAX_CONNECTIONS, MAX_CONNECTIONS, 0));
+        assert_eq!(sizes(&connections), (LIMIT, LIMIT, 0));
+        // The newest are closed, but for one that has ended by itself.
+        connections.ended(at_ms(0), more - 1);
+        let beyond: Vec<i32> = (LIMIT as i32..more - 1).collect();
+        assert_eq!(connections.take_beyond(), beyond);
+        assert!(connections.take_beyond().is_empty());
         (0..more).for_each(|descriptor| connections.ended(at_ms(0), descriptor));
         for descriptor in 0..100 {
             connections.began(at_ms(0), descriptor);

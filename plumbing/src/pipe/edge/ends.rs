@@ -4,18 +4,21 @@
 //! Read only where somebody makes itself known (a registration, a beat, a client's first message),
 //! the descriptor of a message costs the others nothing.
 
+use bytes::Bytes;
+use nix::sys::socket::{Shutdown, shutdown};
 use zex_core::pipe::Side;
 use zex_spec::{BrokerId, Dialect, Enquire, PeerGone, PeerId, PipeBeat, Steer};
 
 use super::connections::{Check, Connections};
 use super::{Edge, broker_of};
 use crate::monitor::Connection;
+use crate::pipe::Report;
 use crate::{Sent, Socket};
 
 /// While messages come without a pause nobody polls: events are then looked for this often, ms.
 const LOOK_MS: u64 = 1;
 /// Events and checks of one turn, so that a flood of connections leaves room for messages.
-const MAX_A_TURN: usize = 1_024;
+pub(super) const MAX_A_TURN: usize = 1_024;
 
 impl Edge {
     /// A peer makes itself known: who it is belongs to this connection.
@@ -36,21 +39,27 @@ impl Edge {
             self.looked = self.now;
         }
         let mut more = false;
-        for (socket, ends) in
-            [(&self.brokers, &mut self.broker_ends), (&self.peers, &mut self.peer_ends)]
-        {
+        let ez = self.ez.as_mut().map(|port| (&port.socket, &mut port.ends));
+        let both = [(&self.brokers, &mut self.broker_ends), (&self.peers, &mut self.peer_ends)];
+        for (socket, ends) in both.into_iter().chain(ez) {
             if look || socket.monitor().is_some_and(|monitor| monitor.is_due()) {
-                more |= take_events(socket, ends, self.now);
+                let left = take_events(socket, ends, self.now);
+                more |= left;
+                if !left {
+                    close(ends.take_beyond(), &mut self.report);
+                }
             }
         }
         self.check_brokers();
         self.check_peers();
+        self.check_ez_peers();
         more
     }
 
     /// When [`Edge::watch`] has something to do even if nothing comes.
     pub(super) fn watch_timeout(&self) -> Option<zex_core::Time> {
-        let due = [self.broker_ends.poll_timeout(), self.peer_ends.poll_timeout()];
+        let ez = self.ez.as_ref().and_then(|port| port.ends.poll_timeout());
+        let due = [self.broker_ends.poll_timeout(), self.peer_ends.poll_timeout(), ez];
         due.into_iter().flatten().min()
     }
 
@@ -118,11 +127,16 @@ impl Edge {
             if let Ok(peer) = id[..].try_into().map(PeerId) {
                 self.forget_key(peer);
             }
-            self.report.stats.ended += 1;
-            self.pipe.ez_gone(&id);
-            let frames = self.wrap(Steer::All, PeerGone { peer: id }.into(), Vec::new());
-            self.send_to_all(&frames);
+            self.worker_gone(id);
         }
+    }
+
+    /// A worker of either dialect is not there any more.
+    pub(super) fn worker_gone(&mut self, id: Bytes) {
+        self.report.stats.ended += 1;
+        self.pipe.ez_gone(&id);
+        let frames = self.wrap(Steer::All, PeerGone { peer: id }.into(), Vec::new());
+        self.send_to_all(&frames);
     }
 
     fn forget_key(&mut self, peer: PeerId) {
@@ -138,7 +152,8 @@ impl Edge {
     }
 }
 
-fn note(
+/// Who was heard by a connection of this socket.
+pub(super) fn note(
     socket: &Socket,
     ends: &mut Connections,
     now: zex_core::Time,
@@ -152,6 +167,17 @@ fn note(
         // That the connection began was said before this message came.
         take_events(socket, ends, now);
         ends.heard(now, who, dialect, descriptor);
+    }
+}
+
+/// Closes connections for which there is no room. libzmq, whose they are, sees them end like any
+/// other. Should one have ended in this very moment, and its descriptor be another's, then that one
+/// is closed and comes again.
+fn close(beyond: Vec<i32>, report: &mut Report) {
+    for descriptor in beyond {
+        // It fails only if it has ended by itself.
+        let _ = shutdown(descriptor, Shutdown::Both);
+        report.no_room();
     }
 }
 
