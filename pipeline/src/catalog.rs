@@ -76,7 +76,10 @@ impl Catalog {
     pub fn method(&self, service: &str, method: &str) -> Result<MethodDescriptor, String> {
         let Some(found) = self.services.get(service) else {
             let near = suggest(service, self.names());
-            return Err(format!("no service `{service}` was ever registered{near}"));
+            return Err(format!(
+                "no service `{service}` was ever registered{near} (`zex adapter URL` brings in a gRPC \
+                 service)"
+            ));
         };
         let methods: Vec<_> = found.methods().collect();
         let named = methods.iter().find(|found| found.name() == method);

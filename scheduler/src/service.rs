@@ -313,7 +313,10 @@ async fn cancel(
 
 /// What to say of a run that is not there.
 pub(crate) fn no_run(id: &str) -> Status {
-    Status::new(Code::NotFound, format!("there is no run `{id}`; List tells which there are"))
+    Status::new(
+        Code::NotFound,
+        format!("there is no run `{id}`; `zex pipeline ls` shows which there are"),
+    )
 }
 
 /// A store's error as the end of a call.

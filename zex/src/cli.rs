@@ -11,6 +11,7 @@ use crate::commands::{
     workers,
 };
 use crate::settings::keys::KeyArgs;
+use crate::settings::mesh::PortBase;
 
 /// A ZeroMQ broker mesh with heartbeating workers, and a durable pipeline engine on top of it.
 ///
@@ -23,6 +24,8 @@ pub(crate) struct Cli {
     pub(crate) general: General,
     #[command(flatten)]
     pub(crate) keys: KeyArgs,
+    #[command(flatten)]
+    pub(crate) ports: PortBase,
     #[command(subcommand)]
     pub(crate) command: Commands,
 }

@@ -12,8 +12,9 @@ use crate::nearest;
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// What roles log by default: what they do, a line for each change.
 const ROLE_LEVEL: &str = "info";
-/// What other commands log: only what a person should know about.
-const COMMAND_LEVEL: &str = "warn";
+/// What other commands log: only what a person should know about, and what their own error does not
+/// say (that is why a pipe refuses them).
+const COMMAND_LEVEL: &str = "warn,zex_plumbing::entrance=error";
 
 /// Starts to log; `level` as `--log` has it.
 pub(crate) fn start(level: Option<&str>, role: bool) -> anyhow::Result<()> {

@@ -48,6 +48,7 @@ fn main() -> ExitCode {
     let ended = parse().and_then(|cli| {
         logs::start(cli.general.log.as_deref(), cli.command.is_role())?;
         cli.keys.take(cli.command.listens())?;
+        cli.ports.take();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let ended = runtime.block_on(cli.command.run());
         // What still runs there has no more to say: the commands have stopped what they started.

@@ -18,7 +18,7 @@ use zex_plumbing::Context;
 use zex_scheduler::SchedulerSettings;
 
 use crate::settings::keys::Plain;
-use crate::settings::mesh::{Bind, EzListen, InPipePorts, StatePipePorts, WorkerPipePorts};
+use crate::settings::mesh::{Bind, EzListen, InPipePorts, StatePipePorts, WorkerPipePorts, ports};
 use crate::stop::DRAIN;
 
 /// How long the brokers may take to answer. A broker is ready after a second when it is alone.
@@ -35,11 +35,6 @@ pub(crate) struct Size {
     #[arg(long, env = "ZEX_BROKERS", value_name = "COUNT", default_value_t = 2)]
     #[arg(help_heading = "Mesh", value_parser = clap::value_parser!(u8).range(1..=64))]
     brokers: u8,
-    /// First of six ports in a row, as 9000 for 9000 to 9005; 0 lets the system pick each. If not
-    /// given `zex up` takes the ports below and `zex demo` what the system picks
-    #[arg(long, env = "ZEX_PORT_BASE", value_name = "PORT", help_heading = "Mesh")]
-    #[arg(value_parser = clap::value_parser!(u16).range(0..=65_530))]
-    port_base: Option<u16>,
     #[command(flatten)]
     bind: Bind,
     #[command(flatten)]
@@ -65,38 +60,43 @@ pub(crate) struct MeshArgs {
 type Ports = [u16; 6];
 
 impl MeshArgs {
-    /// Binds the pipes and starts the brokers.
-    pub(crate) fn start(&self) -> anyhow::Result<Mesh> {
-        let ports = [
-            self.in_ports.in_pipe_port,
-            self.in_ports.in_pipe_broker_port,
-            self.state_ports.state_pipe_port,
-            self.state_ports.state_pipe_publish_port,
-            self.worker_ports.worker_pipe_port,
-            self.worker_ports.worker_pipe_broker_port,
-        ];
-        self.size.start(ports, self.ez.of_mesh()?)
+    /// Where its pipes will listen, if they may; nothing is bound yet.
+    pub(crate) fn plan(&self) -> anyhow::Result<Plan> {
+        let [in_pipe, in_pipe_brokers] = self.in_ports.both();
+        let [state_pipe, state_publish] = self.state_ports.both();
+        let [worker_pipe, to_worker] = self.worker_ports.both();
+        let ports = [in_pipe, in_pipe_brokers, state_pipe, state_publish, worker_pipe, to_worker];
+        self.size.plan(ports, self.ez.of_mesh()?)
     }
 }
 
 impl Size {
-    /// Binds the pipes and starts the brokers, on ports of its own if no first one is given.
-    pub(crate) fn start_anywhere(&self) -> anyhow::Result<Mesh> {
-        self.start([0; 6], [None, None])
+    /// The same, on ports that the system picks if no first one is given.
+    pub(crate) fn plan_anywhere(&self) -> anyhow::Result<Plan> {
+        self.plan(ports([0; 6], 0), [None, None])
     }
 
-    fn start(&self, ports: Ports, ez: [Option<String>; 2]) -> anyhow::Result<Mesh> {
-        let ports = match self.port_base {
-            Some(0) => [0; 6],
-            Some(base) => [base, base + 1, base + 2, base + 3, base + 4, base + 5],
-            None => ports,
-        };
+    fn plan(&self, ports: Ports, ez: [Option<String>; 2]) -> anyhow::Result<Plan> {
         let mut endpoints: [String; 6] = Default::default();
         for (endpoint, port) in endpoints.iter_mut().zip(ports) {
             *endpoint = self.bind.endpoint(port)?;
             self.plain.check(endpoint)?;
         }
-        Mesh::start(endpoints, ez, self.brokers)
+        Ok(Plan { endpoints, ez, brokers: self.brokers })
+    }
+}
+
+/// A mesh that may be started: bad endpoints are said before anything is opened or bound.
+pub(crate) struct Plan {
+    endpoints: [String; 6],
+    ez: [Option<String>; 2],
+    brokers: u8,
+}
+
+impl Plan {
+    /// Binds the pipes and starts the brokers.
+    pub(crate) fn start(self) -> anyhow::Result<Mesh> {
+        Mesh::start(self.endpoints, self.ez, self.brokers)
     }
 }
 

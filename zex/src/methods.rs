@@ -19,6 +19,9 @@ use serde_json::Value;
 
 use crate::nearest;
 
+/// Names of fields that an error lists.
+const MAX_NAMED: usize = 20;
+
 /// A service and what it offers.
 pub(crate) struct Service(ServiceDescriptor);
 
@@ -66,12 +69,52 @@ pub(crate) fn encode(message: &MessageDescriptor, json: &str) -> Result<Vec<u8>,
     let tracked = serde_path_to_error::Deserializer::new(&mut text, &mut track);
     let read = serde::de::DeserializeSeed::deserialize(message.clone(), tracked);
     let name = message.full_name();
-    let read = read.map_err(|error| match track.path().to_string() {
-        path if path == "." => format!("{name}: {error}"),
-        path => format!("{name}: {path}: {error}"),
+    let read = read.map_err(|error| {
+        // The error names the field, but not where it is, nor what would be right.
+        let value = serde_json::from_str(json).unwrap_or_default();
+        unknown_field(message, &value).unwrap_or_else(|| match track.path().to_string() {
+            path if path == "." => format!("{name}: {error}"),
+            path => format!("{name}: {path}: {error}"),
+        })
     })?;
     text.end().map_err(|error| format!("{name}: {error}"))?;
     Ok(read.encode_to_vec())
+}
+
+/// The first field that a message does not have, and those which it has.
+fn unknown_field(message: &MessageDescriptor, json: &Value) -> Option<String> {
+    let name = message.full_name();
+    // These have a JSON of their own.
+    if name.starts_with("google.protobuf.") {
+        return None;
+    }
+    json.as_object()?.iter().find_map(|(key, value)| {
+        let field = message.get_field_by_name(key).or_else(|| message.get_field_by_json_name(key));
+        let Some(field) = field else {
+            let fields: Vec<_> =
+                message.fields().map(|field| field.name().to_owned()).take(MAX_NAMED).collect();
+            let near = nearest::hint(key, fields.iter().map(String::as_str));
+            let there = match (near.is_empty(), fields.is_empty()) {
+                (false, _) => near,
+                (true, true) => "; it has none".to_owned(),
+                (true, false) => format!("; it has {}", fields.join(", ")),
+            };
+            return Some(format!("{name} has no field `{key}`{there}"));
+        };
+        let kind = field.kind();
+        let inner = kind.as_message()?;
+        if field.is_map() {
+            let values = inner.map_entry_value_field().kind();
+            let values = values.as_message()?;
+            return value.as_object()?.values().find_map(|value| unknown_field(values, value));
+        }
+        match value {
+            Value::Array(items) if field.is_list() => {
+                items.iter().find_map(|item| unknown_field(inner, item))
+            }
+            value => unknown_field(inner, value),
+        }
+    })
 }
 
 /// A message as JSON.
@@ -125,7 +168,11 @@ mod tests {
         for (json, wanted) in [
             (r#"{"user_id": "x"}"#, "example.v1.AddToGroup: user_id: "),
             (r#"{"user_id": -1}"#, "example.v1.AddToGroup: user_id: "),
-            (r#"{"user": 1}"#, "example.v1.AddToGroup: unrecognized field name 'user'"),
+            (r#"{"user": 1}"#, "example.v1.AddToGroup has no field `user`; it has user_id, group"),
+            (
+                r#"{"grop": "x"}"#,
+                "example.v1.AddToGroup has no field `grop`; did you mean `group`?",
+            ),
             (r#"[]"#, "example.v1.AddToGroup: "),
             (r#"{"user_id": 1"#, "example.v1.AddToGroup: "),
             (r#"{} {}"#, "example.v1.AddToGroup: trailing characters"),

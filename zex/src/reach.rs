@@ -38,9 +38,12 @@ pub(crate) fn options() -> ClientOptions {
 
 /// Nobody answers, and what to do.
 pub(crate) fn nobody(endpoints: &[String]) -> String {
+    if let Some(refusal) = keys::context().refusal() {
+        return refusal;
+    }
     let endpoints = endpoints.join(", ");
     format!(
-        "no mesh answers at {endpoints}; start one with `zex up`, or say where it is with --in-pipe; \
-         if it has keys, its pipe's log says who is refused and why"
+        "no mesh answers at {endpoints}; start one with `zex up`, or say where it is with --in-pipe \
+         or --port-base"
     )
 }

@@ -16,17 +16,22 @@ const KNOWN: Duration = Duration::from_secs(20);
 /// How often the mesh is asked.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Opens the store in `directory` and takes up what has not ended there.
-pub(crate) async fn start(
-    directory: &Path,
-    settings: SchedulerSettings,
-) -> anyhow::Result<Scheduler> {
+/// Opens the store in `directory`. Before anything else is started: where another scheduler has it,
+/// that is all there is to say.
+pub(crate) async fn open(directory: &Path) -> anyhow::Result<SqliteStore> {
     std::fs::create_dir_all(directory)
         .with_context(|| format!("cannot make the directory {}", directory.display()))?;
     let file = directory.join(STORE);
     let opened =
         tokio::task::spawn_blocking(move || SqliteStore::open(file, &SqliteOptions::default()));
-    let store = opened.await??;
+    Ok(opened.await??)
+}
+
+/// Takes up what has not ended in the store.
+pub(crate) async fn start(
+    store: SqliteStore,
+    settings: SchedulerSettings,
+) -> anyhow::Result<Scheduler> {
     Ok(Scheduler::start(settings, Arc::new(store)).await?)
 }
 

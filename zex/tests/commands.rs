@@ -7,7 +7,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Mesh, PATIENCE, Program, zex, zex_with};
+use support::{Mesh, PATIENCE, Program, until, zex, zex_with};
 
 /// How long a mesh with nothing to finish may take to stop.
 const STOP: Duration = Duration::from_secs(5);
@@ -37,6 +37,12 @@ fn a_mesh_comes_up_answers_and_stops() {
     assert_eq!(names, ["Services", "Workers", "Brokers"]);
     let called = mesh.zex(&["call", "zex.Mesh/Brokers"]).json();
     assert_eq!(called[0]["brokers"].as_array().unwrap().len(), 3);
+    for other in ["/zex.Mesh/Brokers", "zex.Mesh.Brokers"] {
+        assert_eq!(mesh.zex(&["call", other]).json().len(), 1, "{other}");
+    }
+    let nope = mesh.zex(&["pipeline", "show", "nope"]);
+    assert_eq!(nope.code, 1);
+    assert!(nope.err.contains("no run `nope`; `zex pipeline ls` shows"), "{}", nope.err);
 
     assert_eq!(mesh.program.stop(STOP).code(), Some(0), "{}", mesh.program.log());
 }
@@ -55,7 +61,18 @@ fn a_call_that_fails_says_why_and_exits_with_its_code() {
             78,
             "UNAVAILABLE: no worker serves zex.Mash; did you mean `zex.Mesh`?",
         ),
-        (&["zex.Mesh/Brokers", r#"{"brokr": 1}"#], 67, "INVALID_ARGUMENT: zex.BrokersRequest: "),
+        (&["/zex.Mesh/Broker"], 76, "UNIMPLEMENTED: zex.Mesh has no method Broker; did you mean"),
+        (&["zex.Mesh.Broker"], 76, "UNIMPLEMENTED: zex.Mesh has no method Broker; did you mean"),
+        (
+            &["zex.Mesh/Brokers", r#"{"brokr": 1}"#],
+            67,
+            "INVALID_ARGUMENT: zex.BrokersRequest has no field `brokr`; it has none",
+        ),
+        (
+            &["zex.Pipelines.Show", r#"{"run_idd": "x"}"#],
+            67,
+            "INVALID_ARGUMENT: zex.ShowRunRequest has no field `run_idd`; did you mean `run_id`?",
+        ),
         (&["zex.Mesh/Brokers", "{", "}"], 67, "INVALID_ARGUMENT: one request was expected"),
         (&["--wait", "--deadline", "300ms", "a.B/C"], 68, "DEADLINE_EXCEEDED: "),
         (&["--ez", "TEST_SERVICE", "/echo", "x"], 78, "TEST_SERVICE"),
@@ -112,6 +129,66 @@ fn a_port_that_is_taken_is_named() {
     let log = second.log();
     let wanted = format!("error: cannot listen on tcp://127.0.0.1:{port}: ");
     assert!(log.lines().any(|line| line.starts_with(&wanted)), "{log}");
+}
+
+#[test]
+fn a_store_that_is_in_use_is_all_that_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().to_str().unwrap();
+    let _mesh = Mesh::up(&["--brokers", "1", "--data", data]);
+    let second = zex(&["up", "--port-base", "0", "--data", data]);
+    assert_eq!((second.code, second.err.lines().count()), (1, 1), "{}", second.err);
+    assert!(second.err.contains("is used by another scheduler"), "{}", second.err);
+}
+
+/// A mesh on six ports in a row. They must be free, which only a try shows.
+fn up_at_a_base(data: &str) -> (Program, String) {
+    for _ in 0..20 {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let base = free.port().min(65_530).to_string();
+        let args = ["up", "--json", "--brokers=1", "--data", data, "--port-base", &base];
+        let mut program = Program::zex(&args);
+        let ready = until("ready or ended", PATIENCE, || {
+            program.rest().first().cloned().map(Some).or_else(|| (!program.runs()).then_some(None))
+        });
+        if ready.is_some() {
+            return (program, base);
+        }
+    }
+    panic!("no six ports in a row are free");
+}
+
+#[test]
+fn one_number_says_where_a_mesh_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_mesh, base) = up_at_a_base(dir.path().to_str().unwrap());
+    let by_flag = zex(&["brokers", "--json", "--port-base", &base]);
+    assert_eq!(by_flag.json().len(), 1);
+    let by_variable = zex_with(&["call", "zex.Mesh/Brokers"], "", &[("ZEX_PORT_BASE", &base)]);
+    assert_eq!(by_variable.json().len(), 1);
+    let none = zex(&["brokers", "--port-base", "0"]);
+    assert!(none.code == 1 && none.err.contains("--port-base"), "{none:?}");
+}
+
+/// A pipe that drains for seconds and is told twice is gone, and its ports with it.
+#[test]
+fn a_pipe_that_is_told_twice_to_stop_frees_its_ports() {
+    let start = |ports: [&str; 2]| {
+        let [peers, brokers] = [
+            format!("--worker-pipe-port={}", ports[0]),
+            format!("--worker-pipe-broker-port={}", ports[1]),
+        ];
+        Program::zex(&["pipe", "worker", "--json", &peers, &brokers])
+    };
+    let mut first = start(["0", "0"]);
+    let ready = first.json();
+    let port = |side: &str| ready[side].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+    let ports = [port("workers"), port("brokers")];
+    first.signal("-TERM");
+    first.signal("-INT");
+    assert!(!first.ended(PATIENCE).success());
+    let mut second = start([&ports[0], &ports[1]]);
+    assert_eq!(second.json()["ready"], "worker pipe");
 }
 
 #[test]

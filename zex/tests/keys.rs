@@ -24,7 +24,10 @@ fn a_key_file_is_its_owner_s_and_is_not_written_over() {
     let (file, public) = keygen(dir.path(), "key");
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(std::fs::read_to_string(&file).unwrap().contains(&format!("public {public}\n")));
-    assert_ne!(zex(&["keygen", "--out", &file]).code, 0);
+    let before = std::fs::read(&file).unwrap();
+    let again = zex(&["keygen", "--out", &file]);
+    assert!(again.code == 1 && again.err.contains("stays as it is"), "{again:?}");
+    assert_eq!(std::fs::read(&file).unwrap(), before);
 }
 
 #[test]
@@ -55,6 +58,84 @@ fn half_of_the_keys_is_refused_in_words() {
         let said = zex(args);
         assert!(said.code != 0 && said.err.contains(missing), "{args:?}: {said:?}");
     }
+}
+
+/// Whatever `zex keygen` prints or writes is a public key where one is asked for.
+#[test]
+fn the_pipes_key_is_taken_as_it_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (key, public) = keygen(dir.path(), "key");
+    let alone = dir.path().join("alone");
+    std::fs::write(&alone, format!("{public}\n")).unwrap();
+    let dashed = (0..100_000)
+        .map(|_| zex_plumbing::Keys::generate().unwrap().public().to_string())
+        .find(|key| key.starts_with('-'));
+    let both = zex(&["keygen"]).out;
+    let given = [&key, alone.to_str().unwrap(), &public, &dashed.unwrap(), &both];
+    // Nobody is there, and all of them look for some seconds.
+    std::thread::scope(|scope| {
+        for given in given {
+            let args = ["brokers", "--in-pipe", "tcp://127.0.0.1:1", "--key", &key];
+            scope.spawn(move || {
+                let said = zex(&[&args[..], &["--server-key", given]].concat());
+                assert!(
+                    said.code == 1 && said.err.contains("no mesh answers"),
+                    "{given}: {said:?}"
+                );
+            });
+        }
+    });
+    let said = zex(&["brokers", "--key", &key, "--server-key", "pipes"]);
+    assert!(said.err.contains("neither a key") && said.err.contains("nor a key file"), "{said:?}");
+}
+
+/// An adapter that nobody has listed says what to do, and is in the mesh when it is done.
+#[test]
+fn who_is_listed_later_joins_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let [pipes, adapter] = ["pipes", "adapter"].map(|name| keygen(dir.path(), name));
+    let list = dir.path().join("allow");
+    std::fs::write(&list, "").unwrap();
+    let mut pipe = Program::zex(&[
+        "pipe",
+        "worker",
+        "--json",
+        "--worker-pipe-port=0",
+        "--worker-pipe-broker-port=0",
+        "--key",
+        &pipes.0,
+        "--allow",
+        list.to_str().unwrap(),
+    ]);
+    let workers = pipe.json()["workers"].as_str().unwrap().to_owned();
+    assert!(pipe.log().contains("lets nobody in"), "{}", pipe.log());
+    let refused = Program::zex(&[
+        "adapter",
+        "http://127.0.0.1:1",
+        "--worker-pipe",
+        &workers,
+        "--key",
+        &adapter.0,
+        "--server-key",
+        &pipes.1,
+    ]);
+    let line = until("the adapter says what to do", PATIENCE, || {
+        let log = refused.log();
+        let said = log.lines().find(|line| line.contains("refuses this key"))?;
+        Some(said.split('`').nth(1).unwrap().to_owned())
+    });
+    assert_eq!(line, format!("worker * {}", adapter.1));
+    std::fs::write(&list, format!("{line}\nchief {}\n", pipes.1)).unwrap();
+    until("the broken list is named", PATIENCE, || {
+        pipe.log().contains("line 2: `chief` is no role: client, worker").then_some(())
+    });
+    std::fs::write(&list, format!("{line} # the adapter\n")).unwrap();
+    until("it is let in", PATIENCE, || {
+        refused.log().contains("has let this process in").then_some(())
+    });
+    // Once a minute, and the adapter's own complaint about its service is not one of those.
+    let log = refused.log();
+    assert_eq!(log.matches("refuses this key").count(), 1, "{log}");
 }
 
 #[test]
@@ -94,8 +175,11 @@ fn a_mesh_with_keys_serves_who_is_listed() {
         zex(&["brokers", "--json", "--in-pipe", clients, "--key", key, "--server-key", &pipes.1])
     };
     until("the broker answers", PATIENCE, || (ask(&client.0).code == 0).then_some(()));
-    assert_ne!(ask(&stranger.0).code, 0);
+    let refused = ask(&stranger.0);
+    assert_eq!(refused.err.lines().count(), 1, "{refused:?}");
+    assert!(refused.err.contains(&format!("`client {}`", stranger.1)), "{refused:?}");
     // The right key at the wrong port is nobody, too.
     assert_ne!(ask(&broker.0).code, 0);
-    assert_ne!(zex(&["brokers", "--in-pipe", clients]).code, 0);
+    let plain = zex(&["brokers", "--in-pipe", clients]);
+    assert!(plain.code != 0 && plain.err.contains("asks for a key"), "{plain:?}");
 }

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
@@ -23,6 +23,10 @@ use crate::call;
 use crate::follow::{Follower, Offer};
 use crate::reflection::{Catalogue, Kind};
 use crate::target::{Line, Target};
+
+/// That there is nothing to adapt is said when it has been so for this long: adapters and services
+/// are started together, and services are restarted.
+const SAY_AWAY_AFTER: Duration = Duration::from_secs(5);
 
 /// A running adapter. Dropping it drains its worker.
 pub struct Adapter {
@@ -73,16 +77,54 @@ type Served = BTreeMap<String, (u64, Bytes)>;
 
 async fn follow(follower: Follower, worker: WorkerHandle, passed_on: Arc<AtomicU64>) {
     let mut offers = follower.offers();
-    let mut served = Served::new();
+    let (mut served, mut absence) = (Served::new(), Absence::default());
     loop {
         let offer = offers.borrow_and_update().clone();
         if let Err(error) = apply(&offer, &worker, &mut served, &passed_on) {
             tracing::warn!(%error, "the adapter ends");
             return;
         }
-        if offers.changed().await.is_err() {
+        let changed = match absence.due(&offer, Instant::now()) {
+            None => offers.changed().await,
+            Some((at, why)) => match tokio::time::timeout_at(at.into(), offers.changed()).await {
+                Ok(changed) => changed,
+                Err(_) => {
+                    tracing::info!(why, "no service to adapt");
+                    absence.said(why);
+                    offers.changed().await
+                }
+            },
+        };
+        if changed.is_err() {
             return;
         }
+    }
+}
+
+/// That there is nothing to adapt, and whether it was said.
+#[derive(Default)]
+struct Absence {
+    say_at: Option<Instant>,
+    said: Option<String>,
+}
+
+impl Absence {
+    /// When to say what, if the offer stays as it is. The reason may change; the absence goes on.
+    fn due<'a>(&mut self, offer: &'a Offer, now: Instant) -> Option<(Instant, &'a str)> {
+        match offer {
+            Offer::There { .. } => {
+                *self = Self::default();
+                None
+            }
+            Offer::Away { why } if self.said.as_ref() == Some(why) => None,
+            Offer::Away { why } => {
+                Some((*self.say_at.get_or_insert(now + SAY_AWAY_AFTER), why.as_str()))
+            }
+        }
+    }
+
+    fn said(&mut self, why: &str) {
+        *self = Self { say_at: None, said: Some(why.to_owned()) };
     }
 }
 
@@ -95,7 +137,7 @@ fn apply(
 ) -> Result<(), WorkerError> {
     let mut wanted = Served::new();
     match offer {
-        Offer::Away { why } => tracing::info!(why, "no service to adapt"),
+        Offer::Away { .. } => {}
         Offer::There { catalogue, serving, line, line_number } => {
             let there = serving.iter().filter_map(|name| catalogue.services.get_key_value(name));
             for (name, service) in there {
@@ -157,4 +199,23 @@ async fn pass_on(
 
 fn refused(text: String) -> Status {
     Status::new(Code::Unimplemented, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absence_is_said_when_it_lasts_and_once_for_each_reason() {
+        let away = |why: &str| Offer::Away { why: why.to_owned() };
+        let (mut absence, begun) = (Absence::default(), Instant::now());
+        let second = Duration::from_secs(1);
+        let due = begun + SAY_AWAY_AFTER;
+        assert_eq!(absence.due(&away("not yet"), begun), Some((due, "not yet")));
+        // Reasons that take turns do not put it off.
+        assert_eq!(absence.due(&away("refused"), begun + second), Some((due, "refused")));
+        absence.said("refused");
+        assert_eq!(absence.due(&away("refused"), due), None);
+        assert_eq!(absence.due(&away("silent"), due), Some((due + SAY_AWAY_AFTER, "silent")));
+    }
 }

@@ -72,8 +72,8 @@ struct EdgeArgs {
 struct Common {
     #[command(flatten)]
     bind: Bind,
-    /// File with the keys that may connect, a line each: roles, then the key (see `zex keygen`).
-    /// Together with --key
+    /// File with the keys that may connect, a line each: roles, then the key (see `zex keygen`). It
+    /// is read again when it changes. Together with --key
     #[arg(long, env = "ZEX_ALLOW", value_name = "FILE", help_heading = "Keys")]
     allow: Option<PathBuf>,
     #[command(flatten)]
@@ -101,13 +101,11 @@ pub(crate) async fn run(args: PipeArgs) -> anyhow::Result<()> {
     let stop = Stop::catch()?;
     let (pipe, kind, common) = match args.kind {
         Kind::In { ports, more, common } => {
-            let ports = [ports.in_pipe_port, ports.in_pipe_broker_port];
-            let settings = edge("in-pipe", &common, ports, &more)?;
+            let settings = edge("in-pipe", &common, ports.both(), &more)?;
             (Pipe::start_in(&common.context(&settings.peers_endpoint)?, &settings)?, "in", common)
         }
         Kind::Worker { ports, more, common } => {
-            let ports = [ports.worker_pipe_port, ports.worker_pipe_broker_port];
-            let settings = edge("worker-pipe", &common, ports, &more)?;
+            let settings = edge("worker-pipe", &common, ports.both(), &more)?;
             (
                 Pipe::start_worker(&common.context(&settings.peers_endpoint)?, &settings)?,
                 "worker",
@@ -115,10 +113,11 @@ pub(crate) async fn run(args: PipeArgs) -> anyhow::Result<()> {
             )
         }
         Kind::State { ports, common } => {
+            let [speak, publish] = ports.both();
             let settings = StatePipeSettings {
                 name: common.name.or_own("state-pipe"),
-                brokers_endpoint: common.bind.endpoint(ports.state_pipe_port)?,
-                publish_endpoint: common.bind.endpoint(ports.state_pipe_publish_port)?,
+                brokers_endpoint: common.bind.endpoint(speak)?,
+                publish_endpoint: common.bind.endpoint(publish)?,
             };
             (
                 Pipe::start_state(&common.context(&settings.brokers_endpoint)?, &settings)?,

@@ -40,8 +40,9 @@ pub(crate) async fn run(args: SchedulerArgs) -> anyhow::Result<()> {
         name: name.clone(),
         context: Some(keys::context()),
     };
+    let store = scheduler::open(&directory).await?;
     let client = Client::connect(&settings.in_pipes, options())?;
-    let scheduler = scheduler::start(&directory, settings).await?;
+    let scheduler = scheduler::start(store, settings).await?;
     let say = async {
         // The mesh may come later than this; it is waited for.
         while scheduler::known(&client).await.is_err() {}

@@ -27,10 +27,10 @@ pub(crate) struct UpArgs {
 /// Runs it until it is asked to stop; then it drains.
 pub(crate) async fn run(args: UpArgs) -> anyhow::Result<()> {
     let stop = Stop::catch()?;
-    let mesh = args.mesh.start()?;
-    let directory = args.data.directory();
-    let settings = mesh.scheduler_settings("scheduler");
-    let scheduler = scheduler::start(&directory, settings).await?;
+    let (plan, directory) = (args.mesh.plan()?, args.data.directory());
+    let store = scheduler::open(&directory).await?;
+    let mesh = plan.start()?;
+    let scheduler = scheduler::start(store, mesh.scheduler_settings("scheduler")).await?;
     tokio::select! {
         () = stop.asked() => {}
         () = ended(|| scheduler.is_running()) => {

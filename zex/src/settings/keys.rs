@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use crate::cli::Listens;
 use anyhow::{Context as _, bail};
 use clap::Args;
-use zex_plumbing::{AllowList, Context, Keys, PublicKey};
+use zex_plumbing::{AllowFile, Context, Keys, PublicKey};
 
 /// The keys of a process, for every command.
 #[derive(Args, Clone, Debug)]
@@ -25,9 +25,10 @@ pub(crate) struct KeyArgs {
     #[arg(long, env = "ZEX_KEY", value_name = "FILE", global = true, help_heading = "Keys")]
     #[arg(hide_short_help = true)]
     pub(crate) key: Option<PathBuf>,
-    /// The pipes' public key, or a file with its line: a connection to who has another one ends
+    /// The pipes' public key, or a file that has it: a connection to who has another one ends
     #[arg(long, env = "ZEX_SERVER_KEY", value_name = "KEY", global = true, help_heading = "Keys")]
-    #[arg(hide_short_help = true)]
+    // A key may begin with a dash.
+    #[arg(hide_short_help = true, allow_hyphen_values = true)]
     pub(crate) server_key: Option<String>,
 }
 
@@ -51,8 +52,10 @@ impl KeyArgs {
         let (key, server) = match (&self.key, &self.server_key) {
             (None, None) => return Ok(()),
             _ if listens == Listens::Local => bail!(
-                "a mesh in one process has no keys: run each pipe as `zex pipe`, with --key and \
-                 --allow"
+                "a mesh in one process has no keys; with them each role is a process: `zex pipe in`, \
+                 `zex pipe state` and `zex pipe worker` with --key FILE --allow FILE, then `zex \
+                 broker` and `zex scheduler` with --key FILE --server-key KEY (`zex keygen --help` \
+                 says how to make them)"
             ),
             (Some(_), None) if listens == Listens::ByKey => return Ok(()),
             (_, Some(_)) if listens == Listens::ByKey => {
@@ -82,9 +85,8 @@ pub(crate) fn gate(allow: Option<&Path>) -> anyhow::Result<Option<Context>> {
         (Some(_), None) => bail!("--key needs a list of who may connect beside it: --allow FILE"),
         (None, Some(_)) => bail!("--allow needs a key of the pipe's own: --key FILE"),
         (Some(key), Some(allow)) => {
-            let list = AllowList::parse(&read(allow)?)
-                .with_context(|| format!("{} is no list of keys", allow.display()))?;
-            Ok(Some(Context::gate(read_keys(key)?, list)?))
+            let list = AllowFile::open(allow).context("--allow")?;
+            Ok(Some(Context::gate_by_file(read_keys(key)?, list)?))
         }
     }
 }
@@ -107,13 +109,15 @@ fn read_keys(file: &Path) -> anyhow::Result<Keys> {
     Keys::parse(&read(file)?).with_context(|| format!("{} is no key file", file.display()))
 }
 
-/// A key itself, or a file that has its public line.
+/// A key itself, or a file that has it.
 fn server_key(given: &str) -> anyhow::Result<PublicKey> {
-    if let Ok(key) = given.parse() {
+    if let Ok(key) = Keys::public_of(given) {
         return Ok(key);
     }
-    let text = read(Path::new(given)).context("--server-key is neither a key nor a key file")?;
-    Keys::public_of(&text).with_context(|| format!("{given} is no key file"))
+    let text = read(Path::new(given)).context(
+        "--server-key is neither a key (40 characters, in quotes for the shell) nor a key file",
+    )?;
+    Keys::public_of(&text).with_context(|| format!("--server-key: {given} is no key file"))
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {

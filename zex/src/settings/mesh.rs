@@ -7,13 +7,57 @@
 //!   broker       the other port of every pipe       likewise, one port higher
 //! ```
 //!
-//! Used by every command; `zex up` binds what the others connect to.
+//! Used by every command; `zex up` binds what the others connect to. `--port-base` stands for all
+//! six ports, for who binds and for who connects.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use zex_plumbing::Limits;
+
+/// The ports of a mesh in one number.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct PortBase {
+    /// First of a mesh's six ports in a row, as 9000 for 9000 to 9005, in place of the single ports;
+    /// for `zex up` and for who connects to it. 0 lets the system pick each, as `zex demo` does if
+    /// nothing is said
+    #[arg(long, env = "ZEX_PORT_BASE", value_name = "PORT", global = true, help_heading = "Mesh")]
+    #[arg(value_parser = clap::value_parser!(u16).range(0..=65_530))]
+    port_base: Option<u16>,
+}
+
+/// What `main` has made of [`PortBase`]: ports are asked for in many places.
+static PORT_BASE: OnceLock<PortBase> = OnceLock::new();
+
+impl PortBase {
+    /// Takes note of it; once, before anything connects or binds.
+    pub(crate) fn take(self) {
+        let _ = PORT_BASE.set(self);
+    }
+}
+
+/// The ports of this process: these, or those that are `first` and more above `--port-base`.
+pub(crate) fn ports<const N: usize>(own: [u16; N], first: u16) -> [u16; N] {
+    above(PORT_BASE.get().and_then(|given| given.port_base), own, first)
+}
+
+fn above<const N: usize>(base: Option<u16>, own: [u16; N], first: u16) -> [u16; N] {
+    match base {
+        None => own,
+        // The system picks them.
+        Some(0) => [0; N],
+        Some(base) => {
+            let mut next = base.saturating_add(first);
+            [(); N].map(|()| {
+                let port = next;
+                next = next.saturating_add(1);
+                port
+            })
+        }
+    }
+}
 
 /// The two ports of an in pipe.
 #[derive(Args, Clone, Copy, Debug)]
@@ -52,6 +96,27 @@ pub(crate) struct WorkerPipePorts {
     #[arg(long, env = "ZEX_WORKER_PIPE_BROKER_PORT", value_name = "PORT", default_value_t = 9005)]
     #[arg(help_heading = "Mesh", hide_short_help = true)]
     pub(crate) worker_pipe_broker_port: u16,
+}
+
+impl InPipePorts {
+    /// For clients and for brokers.
+    pub(crate) fn both(self) -> [u16; 2] {
+        ports([self.in_pipe_port, self.in_pipe_broker_port], 0)
+    }
+}
+
+impl StatePipePorts {
+    /// Where brokers speak and where they listen.
+    pub(crate) fn both(self) -> [u16; 2] {
+        ports([self.state_pipe_port, self.state_pipe_publish_port], 2)
+    }
+}
+
+impl WorkerPipePorts {
+    /// For workers and for brokers.
+    pub(crate) fn both(self) -> [u16; 2] {
+        ports([self.worker_pipe_port, self.worker_pipe_broker_port], 4)
+    }
 }
 
 /// The in pipes, for who connects to them.
@@ -171,25 +236,27 @@ impl EzListen {
 impl InPipes {
     /// The endpoints for clients.
     pub(crate) fn for_clients(&self) -> anyhow::Result<Vec<String>> {
-        endpoints("in-pipe", &self.in_pipe, &self.in_pipe_host, self.ports.in_pipe_port, 0)
+        let [port, _] = self.ports.both();
+        endpoints("in-pipe", &self.in_pipe, &self.in_pipe_host, port, 0)
     }
 
     /// The endpoints for brokers.
     pub(crate) fn for_brokers(&self) -> anyhow::Result<Vec<String>> {
-        endpoints("in-pipe", &self.in_pipe, &self.in_pipe_host, self.ports.in_pipe_broker_port, 1)
+        let [_, port] = self.ports.both();
+        endpoints("in-pipe", &self.in_pipe, &self.in_pipe_host, port, 1)
     }
 }
 
 impl StatePipes {
     /// The endpoints where brokers speak.
     pub(crate) fn to_speak(&self) -> anyhow::Result<Vec<String>> {
-        let port = self.ports.state_pipe_port;
+        let [port, _] = self.ports.both();
         endpoints("state-pipe", &self.state_pipe, &self.state_pipe_host, port, 0)
     }
 
     /// The endpoints where they listen, in the same order.
     pub(crate) fn to_listen(&self) -> anyhow::Result<Vec<String>> {
-        let port = self.ports.state_pipe_publish_port;
+        let [_, port] = self.ports.both();
         endpoints("state-pipe", &self.state_pipe, &self.state_pipe_host, port, 1)
     }
 }
@@ -197,13 +264,13 @@ impl StatePipes {
 impl WorkerPipes {
     /// The endpoints for workers.
     pub(crate) fn for_workers(&self) -> anyhow::Result<Vec<String>> {
-        let port = self.ports.worker_pipe_port;
+        let [port, _] = self.ports.both();
         endpoints("worker-pipe", &self.worker_pipe, &self.worker_pipe_host, port, 0)
     }
 
     /// The endpoints for brokers.
     pub(crate) fn for_brokers(&self) -> anyhow::Result<Vec<String>> {
-        let port = self.ports.worker_pipe_broker_port;
+        let [_, port] = self.ports.both();
         endpoints("worker-pipe", &self.worker_pipe, &self.worker_pipe_host, port, 1)
     }
 }
@@ -249,7 +316,10 @@ fn endpoints(
         return Ok(given);
     }
     if port == 0 || hosts.iter().any(|host| host.is_empty()) {
-        bail!("--{setting}-host and --{setting}-port must name a host and a port to connect to");
+        bail!(
+            "--{setting}-host and --{setting}-port (or --port-base) must name a host and a port to \
+             connect to"
+        );
     }
     Ok(hosts.iter().map(|host| format!("tcp://{host}:{port}")).collect())
 }
@@ -299,6 +369,14 @@ mod tests {
         }
         assert!(endpoints("in-pipe", &[], &texts(&[""]), 1, 0).is_err());
         assert!(endpoints("in-pipe", &[], &texts(&["a"]), 0, 0).is_err());
+    }
+
+    #[test]
+    fn six_ports_in_a_row_are_one_number() {
+        assert_eq!(above(None, [1, 2], 4), [1, 2]);
+        assert_eq!(above(Some(9_100), [1, 2], 4), [9_104, 9_105]);
+        assert_eq!(above(Some(0), [1, 2], 4), [0, 0]);
+        assert_eq!(above(Some(65_530), [0; 6], 0)[5], 65_535);
     }
 
     #[test]

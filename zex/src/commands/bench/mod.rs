@@ -132,7 +132,7 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<()> {
     let load = args.load()?;
     let mut cpu = Cpu::new(&args.pid)?;
     let mesh = match args.up {
-        true => Some(cpu.named(|| args.size_of_mesh.start_anywhere())?),
+        true => Some(cpu.named(|| args.size_of_mesh.plan_anywhere()?.start())?),
         false => None,
     };
     let place = match &mesh {

@@ -1,6 +1,7 @@
 //! `zex call`: one request to a service of the mesh, written and printed as JSON.
 //!
 //! ```text
+//!   TARGET ─▶ SERVICE, METHOD
 //!   SERVICE ─▶ zex.Descriptors, through the mesh ─▶ methods ─┬─ no METHOD: the list of them
 //!                                                            └─ JSON ─▶ call ─▶ JSON, a line each
 //! ```
@@ -39,7 +40,8 @@ const DESCRIPTORS_DEADLINE: Duration = Duration::from_secs(5);
   zex call example.v1.Users/List '{\"limit\": 3}'      a stream: a line a message
   zex call --ez TEST_SERVICE /echo hello             the protocol of 2020: frames, no JSON")]
 pub(crate) struct CallArgs {
-    /// What to call: pkg.Service/Method; or pkg.Service alone, to see its methods
+    /// What to call: pkg.Service/Method or pkg.Service.Method; or pkg.Service alone, to see its
+    /// methods
     #[arg(value_name = "SERVICE/METHOD")]
     target: String,
     /// The request, `-` to read it from stdin; an empty message if not given. With --ez the frames
@@ -76,10 +78,7 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<()> {
     }
     let until = Instant::now() + args.deadline;
     let reach = Reach::connect(&args.in_pipes)?;
-    let (service, method) = match args.target.split_once('/') {
-        Some((service, method)) => (service, Some(method)),
-        None => (args.target.as_str(), None),
-    };
+    let (service, method) = meant(&reach, &args.target, args.wait).await?;
     let found = describe(&reach, service, args.wait, args.deadline).await?;
     let Some(method) = method.filter(|method| !method.is_empty()) else {
         return list(&found, args.json);
@@ -102,6 +101,41 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<()> {
         .priority(args.priority)
         .idempotent(args.idempotent);
     make(&reach.client, call, &method).await
+}
+
+/// The service and the method, if there is one, that are meant. As gRPC writes them, too:
+/// `/pkg.Service/Method`.
+async fn meant<'a>(
+    reach: &Reach,
+    target: &'a str,
+    wait: bool,
+) -> anyhow::Result<(&'a str, Option<&'a str>)> {
+    let target = target.strip_prefix('/').unwrap_or(target);
+    if let Some((service, method)) = target.split_once('/') {
+        return Ok((service, Some(method)));
+    }
+    if !target.contains('.') {
+        return Ok((target, None));
+    }
+    // Whether its last word is a method's or the service's, those that are there tell.
+    match reach.client.mesh().services().await {
+        Ok(known) => Ok(split_dots(target, &known)),
+        // It may come by then.
+        Err(_) if wait => Ok((target, None)),
+        Err(status) => Err(CallFailed(explain(&reach.endpoints, target, None, status)).into()),
+    }
+}
+
+fn split_dots<'a>(target: &'a str, known: &ServiceList) -> (&'a str, Option<&'a str>) {
+    let is_there = |name: &str| {
+        name == MESH_SERVICE || known.services.iter().any(|service| service.name == name)
+    };
+    match target.rsplit_once('.') {
+        Some((service, method)) if is_there(service) && !is_there(target) => {
+            (service, Some(method))
+        }
+        _ => (target, None),
+    }
 }
 
 /// The text of the request.

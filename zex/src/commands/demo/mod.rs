@@ -71,8 +71,9 @@ pub(crate) struct DemoArgs {
 /// Runs the demo; an interruption stops it in an orderly way.
 pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<()> {
     let stop = Stop::catch()?;
-    let directory = Directory::new(&args.data)?;
-    let mesh = args.size.start_anywhere()?;
+    let (plan, directory) = (args.size.plan_anywhere()?, Directory::new(&args.data)?);
+    let store = scheduler::open(&directory.path).await?;
+    let mesh = plan.start()?;
     mesh.ready().await?;
     let reach = Reach { client: mesh.client()?, endpoints: vec![mesh.for_clients()] };
     let settings = Settings { ledger: directory.path.join("ledger"), slow: args.slow };
@@ -80,7 +81,7 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<()> {
     services.attached(&reach.client).await?;
     // Last, because it takes up at once what an earlier demo left.
     let settings = mesh.scheduler_settings("scheduler");
-    let scheduler = scheduler::start(&directory.path, settings).await?;
+    let scheduler = scheduler::start(store, settings).await?;
     scheduler::known(&reach.client).await?;
 
     let mut stopped = std::pin::pin!(stop.asked());
