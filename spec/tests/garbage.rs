@@ -145,7 +145,7 @@ fn messages() -> Vec<Packet> {
         age_ms: 1_003,
         options: Options::WAIT,
         priority: 4,
-        metadata: Metadata::new([("a", "b"), ("c-bin", "\u{e9}")]).unwrap(),
+        metadata: Metadata::new([("a", "b"), ("c-bin", "\u{e9}")]).expect("it travels"),
     };
     let reply = Reply {
         address: address.clone(),
