@@ -11,7 +11,7 @@
 //! their way yet, in a pipe that stands still. The other brokers hear the question, too: who has an
 //! earlier attempt waiting lets go of it.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use zex_spec::{
@@ -47,22 +47,28 @@ const LET_GO_MS: u64 = 10_000;
 /// like those of strangers. What lies in a broker's sockets after a pause is of this order.
 const MAX_LET_GO: usize = 32_768;
 
-/// Calls whose first attempt came here and was let go of unbegun. Of a second attempt nobody else can
-/// have begun anything before it: there was only the first, and that was ours.
+/// Calls of which every attempt came here and was let go of unbegun, with the last of them. When the
+/// next one comes nobody else can have begun anything before it: all there was was ours.
 #[derive(Debug)]
 pub(super) struct LetGo {
-    keys: HashSet<Key, Seeded>,
+    attempts: HashMap<Key, u8, Seeded>,
     /// The oldest first.
     since: VecDeque<(Time, Key)>,
 }
 
 impl LetGo {
     pub(super) fn new(seed: u64) -> Self {
-        Self { keys: HashSet::with_hasher(Seeded(seed)), since: VecDeque::new() }
+        Self { attempts: HashMap::with_hasher(Seeded(seed)), since: VecDeque::new() }
     }
 
-    fn put(&mut self, now: Time, key: Key) {
-        if self.keys.insert(key) {
+    /// Whether every attempt before this one was.
+    pub(super) fn all_before(&self, key: &Key, attempt: u8) -> bool {
+        let last = self.attempts.get(key).copied();
+        attempt == 0 || last.is_some_and(|last| last.checked_add(1) == Some(attempt))
+    }
+
+    fn put(&mut self, now: Time, key: Key, attempt: u8) {
+        if self.attempts.insert(key, attempt).is_none() {
             self.since.push_back((now, key));
         }
         if self.since.len() > MAX_LET_GO {
@@ -78,7 +84,7 @@ impl LetGo {
 
     fn forget_oldest(&mut self) {
         if let Some((_, key)) = self.since.pop_front() {
-            self.keys.remove(&key);
+            self.attempts.remove(&key);
         }
     }
 }
@@ -127,8 +133,7 @@ impl Mesh {
             workers.filter(|worker| !worker.paths.is_empty()).map(|worker| worker.id).collect();
         let all = asked.len() == slots.len();
         let call = &self.calls[id];
-        let first_was_ours = call.attempt == 1 && self.let_go.keys.contains(&call.key);
-        let otherwise = match (stale, first_was_ours || vouched && !lost && all) {
+        let otherwise = match (stale, call.all_ours || vouched && !lost && all) {
             (true, _) => Otherwise::Forget,
             (false, true) => Otherwise::Place,
             (false, false) => Otherwise::Unavailable,
@@ -249,8 +254,8 @@ impl Mesh {
             Otherwise::Unavailable => self.fate_unknown(now, id),
             Otherwise::Forget => {
                 let call = self.remove(id);
-                if call.attempt == 0 && !call.assigned_once {
-                    self.let_go.put(now, call.key);
+                if call.all_ours && !call.assigned_once {
+                    self.let_go.put(now, call.key, call.attempt);
                 }
             }
         }

@@ -90,6 +90,8 @@ pub(super) struct Call {
     pub(super) stale: bool,
     /// A worker has said that it began this.
     pub(super) begun: bool,
+    /// Every attempt up to this one came here, so nobody else can have begun it.
+    pub(super) all_ours: bool,
 }
 
 /// The calls of a home by their number, which grows with their arrival.
@@ -203,7 +205,11 @@ impl Mesh {
             return self.answer_native(&path, call.key, &outcome);
         }
         if let Some(id) = self.native_call(&call.key) {
-            self.calls[id].path = path.clone();
+            let known = &mut self.calls[id];
+            known.path = path.clone();
+            if known.attempt.checked_add(1) == Some(call.attempt) {
+                known.attempt = call.attempt;
+            }
             return self.accept(&path, call.key);
         }
         if call.service == MESH_SERVICE {
@@ -254,6 +260,7 @@ impl Mesh {
             patience,
             stale: !idempotent && now < self.backlog_until,
             begun: false,
+            all_ours: self.let_go.all_before(&call.key, call.attempt),
         });
         let Some(id) = id else { return };
         let stale = self.calls[id].stale;

@@ -96,6 +96,7 @@ impl Mesh {
             patience: self.linked.unwrap_or(now).plus_ms(FIRST_ROUND_MS),
             stale: false,
             begun: false,
+            all_ours: true,
         });
         if let Some(id) = admitted {
             self.ez_ids.entry(request.id).or_default().insert(id);
