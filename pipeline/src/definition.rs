@@ -22,7 +22,8 @@
 //! `plan` checks the rest against the services' descriptors.
 //!
 //! Parts: [`Definition`] and what it is made of · [`Input`], what a step sends ·
-//! `fields`, which hands out the fields of a map and names those nobody asked for.
+//! `failure`, what it says of that · `fields`, which hands out the fields of a map and
+//! names those nobody asked for.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +31,9 @@ use minijinja::Value;
 
 use crate::document::{self, Content, Node};
 use crate::expression::{Expression, RESERVED_NAMES, Template, Text, is_name};
+use crate::failure::{Compensation, OnFailure, Retry, call, compensation, on_failure, retry};
 use crate::fields::Fields;
+use crate::nesting;
 use crate::parameters::{Parameter, parameters};
 use crate::problem::{Place, Problem, Problems};
 
@@ -62,6 +65,12 @@ pub struct Definition {
     pub parameters: Vec<Parameter>,
     /// Its steps, in the order of the text.
     pub steps: Vec<Step>,
+    /// How often the run is tried as a whole: each time what has failed is done again.
+    pub retry: Retry,
+    /// How long one try of the run may take, in ms, when the definition says so.
+    pub timeout_ms: Option<u64>,
+    /// How long the run may take in all, in ms, when the definition says so.
+    pub deadline_ms: Option<u64>,
 }
 
 /// One step: a call, or one call for each of many items.
@@ -77,6 +86,11 @@ pub struct Step {
     pub input: Input,
     /// Steps that must have succeeded before, besides those it reads from.
     pub after: Vec<(String, Place)>,
+    /// Steps that the groups around it put before it. It need not wait for the end of
+    /// one of which it takes the items.
+    pub follows: Vec<(String, Place)>,
+    /// Conditions: it runs if all of them are true.
+    pub when: Vec<(Expression, Place)>,
     /// Where its items come from, when it runs once for each of many.
     pub each: Option<(Each, Place)>,
     /// How many items run at once.
@@ -85,6 +99,12 @@ pub struct Step {
     pub retry: Retry,
     /// How long an attempt may take, in ms, when the definition says so.
     pub timeout_ms: Option<u64>,
+    /// How long all attempts together may take, in ms, when the definition says so.
+    pub deadline_ms: Option<u64>,
+    /// What happens when no attempt is left.
+    pub on_failure: OnFailure,
+    /// How its effect is taken back.
+    pub compensation: Option<Compensation>,
     /// Whether the mesh may give a call to a second worker when the first dies with it.
     pub idempotent: bool,
     /// Where it stands in the definition.
@@ -133,43 +153,6 @@ pub enum ShapeContent {
     Map(Vec<(String, Shape)>),
 }
 
-/// What happens when an attempt fails.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Retry {
-    /// How many attempts in all, at least 1.
-    pub attempts: u32,
-    /// The wait before the second attempt, in ms.
-    pub backoff_ms: u64,
-    /// The longest wait, in ms.
-    pub max_backoff_ms: u64,
-    /// Every wait is this many times the one before.
-    pub factor: f64,
-}
-
-impl Default for Retry {
-    /// Eight attempts over half a minute: longer than a restart of a service or a
-    /// broker takes, short enough that a person still watches.
-    fn default() -> Self {
-        Self { attempts: 8, backoff_ms: 200, max_backoff_ms: 10_000, factor: 2.0 }
-    }
-}
-
-impl Retry {
-    /// The most attempts: more is a loop that nobody looks at.
-    pub const ATTEMPTS_MAX: u32 = 1000;
-
-    /// The wait after `failures` failures, in ms. A quarter of it comes from
-    /// `chance` (any bytes that differ from call to call), so that calls which
-    /// failed together do not all come back together.
-    pub fn wait_ms(&self, failures: u32, chance: u8) -> u64 {
-        let exponent = i32::try_from(failures.saturating_sub(1)).unwrap_or(i32::MAX);
-        let wait = self.backoff_ms as f64 * self.factor.powi(exponent);
-        let wait = wait.min(self.max_backoff_ms as f64);
-        let share = 0.75 + 0.25 * f64::from(chance) / 255.0;
-        (wait * share) as u64
-    }
-}
-
 /// Reads a definition's text.
 pub fn parse(text: &str) -> Result<Definition, Problems> {
     let node = document::parse(text)?;
@@ -194,15 +177,30 @@ pub fn parse(text: &str) -> Result<Definition, Problems> {
     };
     let parameters =
         fields.take("parameters").map(|(node, place)| parameters(node, &place, &mut problems));
+    let default = on_failure(&mut fields, OnFailure::Fail, &mut problems);
+    let retry = retry(&mut fields, Retry::NONE, &mut problems);
+    let timeout_ms = fields.duration("timeout", &mut problems);
+    let deadline_ms = fields.duration("deadline", &mut problems);
     let steps = match fields.take("steps") {
-        Some((node, place)) => steps(node, &place, &mut problems),
+        Some((node, place)) => nesting::steps(node, &place, default, &mut problems),
         None => {
             let _missing: String = fields.missing("steps", "the list of steps", &mut problems);
             Vec::new()
         }
     };
     fields.close(&mut problems);
-    problems.into_result(Definition { name, parameters: parameters.unwrap_or_default(), steps })
+    let parameters = parameters.unwrap_or_default();
+    problems.into_result(Definition { name, parameters, steps, retry, timeout_ms, deadline_ms })
+}
+
+impl Definition {
+    /// Every service that a run of it may call.
+    pub fn services(&self) -> BTreeSet<&str> {
+        let called = self.steps.iter().map(|step| &step.service);
+        let undo = self.steps.iter().filter_map(|step| step.compensation.as_ref());
+        let all = called.chain(undo.map(|undo| &undo.service));
+        all.map(String::as_str).filter(|service| !service.is_empty()).collect()
+    }
 }
 
 /// `500ms`, `1.5s`, `5m`, `2h` in ms; the command line writes durations the same way.
@@ -226,31 +224,14 @@ pub(crate) fn name_rule(what: &str) -> String {
     )
 }
 
-fn steps(node: &Node, place: &Place, problems: &mut Problems) -> Vec<Step> {
-    let Content::List(nodes) = &node.content else {
-        problems.add(place, format!("a list of steps is wanted, this is {}", node.kind()));
-        return Vec::new();
-    };
-    if nodes.is_empty() || nodes.len() > STEPS_MAX {
-        let count = nodes.len();
-        problems.add(place, format!("a pipeline has 1 to {STEPS_MAX} steps, this has {count}"));
-        return Vec::new();
-    }
-    let mut seen = BTreeSet::new();
-    let mut steps = Vec::new();
-    for (index, node) in nodes.iter().enumerate() {
-        let place = place.index(index).on_line(node.line);
-        let Some(step) = step(node, place, problems) else { continue };
-        if !seen.insert(step.id.clone()) {
-            let message = format!("there are two steps with the id `{}`", step.id);
-            problems.add(&step.place.field("id"), message);
-        }
-        steps.push(step);
-    }
-    steps
-}
-
-fn step(node: &Node, place: Place, problems: &mut Problems) -> Option<Step> {
+/// Reads one step. `when` holds the conditions of the groups around it.
+pub(crate) fn step(
+    node: &Node,
+    place: Place,
+    default: OnFailure,
+    mut when: Vec<(Expression, Place)>,
+    problems: &mut Problems,
+) -> Option<Step> {
     let mut fields = Fields::open(node, &place, problems)?;
     let id = match fields.text("id", problems) {
         Some((id, place)) => {
@@ -263,26 +244,15 @@ fn step(node: &Node, place: Place, problems: &mut Problems) -> Option<Step> {
         }
         None => fields.missing("id", "what other steps call it", problems),
     };
-    let (service, method) = match fields.text("call", problems) {
-        Some((call, place)) => match call.split_once('/') {
-            Some((service, method)) if !service.is_empty() && !method.is_empty() => {
-                (service.to_owned(), method.to_owned())
-            }
-            _ => {
-                problems.add(&place, "a call is written `pkg.Service/Method`");
-                (String::new(), String::new())
-            }
-        },
-        None => (fields.missing("call", "`pkg.Service/Method`", problems), String::new()),
-    };
-    let input = match fields.take("input") {
-        Some((node, place)) => shape(node, place, problems).map_or(Input::Empty, Input::Shape),
-        None => Input::Empty,
-    };
+    let (service, method) = call(&mut fields, problems);
+    let input = input(&mut fields, problems);
     let after = fields.take("after").map(|(node, place)| after(node, &place, problems));
     let each = fields.take("each").and_then(|(node, place)| each(node, place, problems));
+    when.extend(condition(&mut fields, problems));
     let step = Step {
         id,
+        follows: Vec::new(),
+        when,
         service,
         method,
         input,
@@ -293,11 +263,11 @@ fn step(node: &Node, place: Place, problems: &mut Problems) -> Option<Step> {
             CONCURRENCY_DEFAULT,
             problems,
         ),
-        retry: fields
-            .take("retry")
-            .map(|(node, place)| retry(node, &place, problems))
-            .unwrap_or_default(),
+        retry: retry(&mut fields, Retry::default(), problems),
         timeout_ms: fields.duration("timeout", problems),
+        deadline_ms: fields.duration("deadline", problems),
+        on_failure: on_failure(&mut fields, default, problems),
+        compensation: compensation(&mut fields, problems),
         idempotent: fields.boolean("idempotent", problems),
         each,
         place,
@@ -310,7 +280,31 @@ fn step(node: &Node, place: Place, problems: &mut Problems) -> Option<Step> {
     Some(step)
 }
 
-fn after(node: &Node, place: &Place, problems: &mut Problems) -> Vec<(String, Place)> {
+/// Reads `when`.
+pub(crate) fn condition(
+    fields: &mut Fields<'_>,
+    problems: &mut Problems,
+) -> Option<(Expression, Place)> {
+    let (text, place) = fields.text("when", problems)?;
+    match Template::compile(&text) {
+        Ok(Template::Expression(condition)) => return Some((condition, place)),
+        Ok(Template::Literal(_) | Template::Text(_)) => {
+            problems.add(&place, "a condition is one expression in braces, nothing around it");
+        }
+        Err(error) => problems.add(&place, error.to_string()),
+    }
+    None
+}
+
+/// Reads `input`.
+pub(crate) fn input(fields: &mut Fields<'_>, problems: &mut Problems) -> Input {
+    match fields.take("input") {
+        Some((node, place)) => shape(node, place, problems).map_or(Input::Empty, Input::Shape),
+        None => Input::Empty,
+    }
+}
+
+pub(crate) fn after(node: &Node, place: &Place, problems: &mut Problems) -> Vec<(String, Place)> {
     let one = |node: &Node, place: Place, problems: &mut Problems| match &node.content {
         Content::Text(id) => Some((id.clone(), place)),
         _ => {
@@ -350,34 +344,6 @@ fn each(node: &Node, place: Place, problems: &mut Problems) -> Option<(Each, Pla
         }
     };
     Some((each, place))
-}
-
-fn retry(node: &Node, place: &Place, problems: &mut Problems) -> Retry {
-    let default = Retry::default();
-    let Some(mut fields) = Fields::open(node, place, problems) else { return default };
-    let attempts = fields.whole("attempts", (1, Retry::ATTEMPTS_MAX), default.attempts, problems);
-    let backoff_ms = fields.duration("backoff", problems).unwrap_or(default.backoff_ms);
-    let max_backoff_ms = fields.duration("max_backoff", problems);
-    let factor = match fields.take("factor") {
-        Some((node, place)) => {
-            let number = match node.content {
-                Content::Integer(number) => number as f64,
-                Content::Float(number) => number,
-                _ => f64::NAN,
-            };
-            if !(1.0..=100.0).contains(&number) {
-                problems.add(&place, "a number from 1 to 100 is wanted");
-            }
-            number
-        }
-        None => default.factor,
-    };
-    fields.close(problems);
-    let max_backoff_ms = max_backoff_ms.unwrap_or(default.max_backoff_ms.max(backoff_ms));
-    if max_backoff_ms < backoff_ms {
-        problems.add(place, "max_backoff is shorter than backoff");
-    }
-    Retry { attempts, backoff_ms, max_backoff_ms, factor }
 }
 
 /// A value with its expressions compiled. What has none inside becomes a literal.
@@ -448,7 +414,7 @@ steps:
       user_id: "{{ item.id }}"
       group: "g{{ item.id % params.groups }}"
       ids: [1, "{{ item.id }}"]
-    retry: {attempts: 3, backoff: 200ms, max_backoff: 1.5s, factor: 1}
+    retry: {attempts: 3, backoff: 200ms, max_backoff: 1.5s, factor: 1, jitter: 0.5}
     timeout: 10s
     idempotent: true
 "#;
@@ -462,7 +428,7 @@ steps:
         assert_eq!((step.concurrency, step.timeout_ms, step.idempotent), (64, Some(10_000), true));
         assert_eq!(
             step.retry,
-            Retry { attempts: 3, backoff_ms: 200, max_backoff_ms: 1500, factor: 1.0 }
+            Retry { attempts: 3, backoff_ms: 200, max_backoff_ms: 1500, factor: 1.0, jitter: 0.5 }
         );
         let Input::Shape(shape) = &step.input else { panic!("an input") };
         assert_eq!(shape.expressions().len(), 3);
@@ -534,7 +500,51 @@ steps:
                 "max_backoff: 1ms",
                 "steps[1].retry: max_backoff is shorter than backoff",
             ),
-            ("factor: 1}", "factor: 0}", "steps[1].retry.factor: a number from 1 to 100"),
+            ("factor: 1,", "factor: 0,", "steps[1].retry.factor: a number from 1 to 100"),
+            ("jitter: 0.5", "jitter: 2", "steps[1].retry.jitter: a number from 0 to 1"),
+            (
+                "timeout: 10s",
+                "on_failure: stop",
+                "steps[1].on_failure: fail, pause or skip is wanted, not `stop`",
+            ),
+            (
+                "timeout: 10s",
+                "on_failure: skp",
+                "steps[1].on_failure: fail, pause or skip is wanted, not `skp`; did you mean `skip`?",
+            ),
+            ("timeout: 10s", "deadline: 10", "steps[1].deadline: a time such as"),
+            ("timeout: 10s", "when: x", "steps[1].when: a condition is one expression in braces"),
+            ("timeout: 10s", "when: '{{ }'", "steps[1].when: `{{` is not closed"),
+            (
+                "  - id: users\n    call: test.Users/List",
+                "  - {sequence: [], id: x}",
+                "steps[0].id: unknown field `id`; a group has sequence, concurrence, after, when",
+            ),
+            (
+                "  - id: users\n    call: test.Users/List",
+                "  - {sequence: [], concurrence: []}",
+                "steps[0]: a group is either a `sequence` or a `concurrence`",
+            ),
+            (
+                "  - id: users\n    call: test.Users/List",
+                "  - sequence: [{concurrence: [{id: users, cal: x.Y/Z}]}]",
+                "steps[0].sequence[0].concurrence[0].cal: unknown field `cal`; did you mean `call`?",
+            ),
+            (
+                "timeout: 10s",
+                "compensate: test.Groups",
+                "steps[1].compensate: a call is written `pkg.Service/Method`",
+            ),
+            (
+                "timeout: 10s",
+                "compensate: {cal: test.Groups/Remove}",
+                "steps[1].compensate.cal: unknown field `cal`; did you mean `call`?",
+            ),
+            (
+                "name: assign-users",
+                "name: x\nretry: {atempts: 3}",
+                "retry.atempts: unknown field `atempts`; did you mean `attempts`? (line 3)",
+            ),
             ("timeout: 10s", "timeout: 0s", "steps[1].timeout: a time such as"),
             ("timeout: 10s", "timeout: 721h", "steps[1].timeout: a time such as"),
             (
@@ -598,14 +608,5 @@ steps:
             let problems = definition.parameters(given).expect_err(given).to_string();
             assert!(problems.contains(want), "{given}: {problems}");
         }
-    }
-
-    #[test]
-    fn waits_grow_to_their_limit() {
-        let retry = Retry { attempts: 9, backoff_ms: 100, max_backoff_ms: 1000, factor: 2.0 };
-        let waits: Vec<u64> = (1..=6).map(|failures| retry.wait_ms(failures, 255)).collect();
-        assert_eq!(waits, [100, 200, 400, 800, 1000, 1000]);
-        assert_eq!(retry.wait_ms(1, 0), 75);
-        assert_eq!(retry.wait_ms(u32::MAX, 255), 1000);
     }
 }

@@ -1,7 +1,7 @@
 //! The fields of a map in a definition, taken one by one: a field of the wrong type
 //! is named with its place, and so is one that nobody asked for.
 //!
-//! Called by `definition`.
+//! Called by `definition`, `failure` and `parameters`.
 
 use crate::definition::{TIMEOUT_MAX_MS, duration_ms};
 use crate::document::{Content, Node};
@@ -87,6 +87,28 @@ impl<'a> Fields<'a> {
         }
     }
 
+    pub(crate) fn number(
+        &mut self,
+        name: &'static str,
+        (least, most): (f64, f64),
+        default: f64,
+        problems: &mut Problems,
+    ) -> f64 {
+        let Some((node, place)) = self.take(name) else { return default };
+        let number = match node.content {
+            Content::Integer(number) => number as f64,
+            Content::Float(number) => number,
+            _ => f64::NAN,
+        };
+        match (least..=most).contains(&number) {
+            true => number,
+            false => {
+                problems.add(&place, format!("a number from {least} to {most} is wanted"));
+                default
+            }
+        }
+    }
+
     pub(crate) fn boolean(&mut self, name: &'static str, problems: &mut Problems) -> bool {
         let Some((node, place)) = self.take(name) else { return false };
         match node.content {
@@ -104,12 +126,24 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn close(self, problems: &mut Problems) {
-        for (key, node) in self.entries {
-            if !self.asked.contains(&key.as_str()) {
-                let near = suggest(key, self.asked.iter().copied());
-                let place = self.place.field(key).on_line(node.line);
-                problems.add(&place, format!("unknown field `{key}`{near}"));
-            }
+        for (key, place) in self.unknown() {
+            let near = suggest(key, self.asked.iter().copied());
+            problems.add(&place, format!("unknown field `{key}`{near}"));
         }
+    }
+
+    /// As [`Fields::close`], for a map that is told from others by some of its fields.
+    pub(crate) fn close_as(self, what: &str, problems: &mut Problems) {
+        let fields = self.asked.join(", ");
+        for (key, place) in self.unknown() {
+            problems.add(&place, format!("unknown field `{key}`; {what} has {fields}"));
+        }
+    }
+
+    fn unknown(&self) -> Vec<(&'a str, Place)> {
+        let entries = self.entries.iter().filter(|(key, _)| !self.asked.contains(&key.as_str()));
+        entries
+            .map(|(key, node)| (key.as_str(), self.place.field(key).on_line(node.line)))
+            .collect()
     }
 }

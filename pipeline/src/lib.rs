@@ -16,6 +16,7 @@
 //! | --- | --- |
 //! | [`document`] | text → a tree that remembers its lines |
 //! | [`definition`] | the tree → parameters and steps, every field checked |
+//! | [`failure`] | what it says of failure: retries, rescue, compensation |
 //! | [`parameters`] | what a pipeline is started with |
 //! | [`expression`] | what stands between `{{` and `}}` |
 //! | [`catalog`] | the services that are known, by their descriptors |
@@ -32,11 +33,13 @@ pub mod catalog;
 pub mod definition;
 pub mod document;
 pub mod expression;
+pub mod failure;
 mod fields;
 pub mod input;
 pub mod key;
 pub mod message;
 mod names;
+mod nesting;
 pub mod parameters;
 pub mod plan;
 pub mod problem;

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::key::Fingerprint;
+use crate::run::Time;
 use crate::state::{RunState, StepState};
 
 /// The version this code writes.
@@ -70,6 +71,9 @@ pub enum Record {
         code: i32,
         /// Its message.
         message: String,
+        /// Whether it is not opened again by itself.
+        #[serde(default)]
+        last: bool,
     },
     /// Items were read from a source.
     #[serde(rename = "E")]
@@ -91,7 +95,7 @@ pub enum Record {
         /// Their numbers.
         items: Vec<u64>,
     },
-    /// Attempts failed, and there will be others.
+    /// Attempts failed.
     #[serde(rename = "F")]
     Failed {
         /// When, in ms since 1970.
@@ -100,6 +104,62 @@ pub enum Record {
         step: u32,
         /// What failed.
         attempts: Vec<FailedAttempt>,
+    },
+    /// A step that has failed is tried again, with all its attempts.
+    #[serde(rename = "Y")]
+    Retry {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// The step.
+        step: u32,
+    },
+    /// The items of an `each` that have failed are done with.
+    #[serde(rename = "K")]
+    SkipItems {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// The step.
+        step: u32,
+    },
+    /// The run is tried again: every step that has failed, with all its attempts.
+    #[serde(rename = "A")]
+    Again {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// How long it waits before, in ms.
+        wait_ms: u64,
+        /// What failed.
+        reason: String,
+    },
+    /// From here on the run takes back what it did, the last first, and then ends so.
+    #[serde(rename = "U")]
+    Undo {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// The state in which it ends.
+        end: RunState,
+        /// Why.
+        reason: String,
+    },
+    /// An attempt to take back what a step did has failed.
+    #[serde(rename = "V")]
+    UndoFailed {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// The step.
+        step: u32,
+        /// What failed.
+        failed: FailedAttempt,
+    },
+    /// What a step did is taken back, or is left as it is.
+    #[serde(rename = "N")]
+    Undone {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// The step.
+        step: u32,
+        /// Why it is left; empty when it was taken back.
+        left: String,
     },
     /// The counts of steps that moved, for who watches; says nothing new.
     #[serde(rename = "P")]
@@ -122,6 +182,9 @@ pub struct FailedAttempt {
     pub code: i32,
     /// Its message.
     pub message: String,
+    /// Whether no other follows by itself.
+    #[serde(default)]
+    pub last: bool,
 }
 
 /// How far a step is.
@@ -133,7 +196,7 @@ pub struct Counts {
     pub done: u64,
     /// Calls that failed for good.
     pub failed: u64,
-    /// Attempts that failed and were, or will be, tried again.
+    /// Attempts that failed and were, or will be, tried again by themselves.
     pub retries: u64,
     /// Calls in flight.
     pub running: u64,
@@ -181,6 +244,24 @@ impl Record {
         Ok(record)
     }
 
+    /// When it was written, for those that say so.
+    pub fn at(&self) -> Option<Time> {
+        match self {
+            Self::Run { at_ms, .. }
+            | Self::Step { at_ms, .. }
+            | Self::Interrupted { at_ms, .. }
+            | Self::Failed { at_ms, .. }
+            | Self::Retry { at_ms, .. }
+            | Self::SkipItems { at_ms, .. }
+            | Self::Again { at_ms, .. }
+            | Self::Undo { at_ms, .. }
+            | Self::UndoFailed { at_ms, .. }
+            | Self::Undone { at_ms, .. }
+            | Self::Progress { at_ms, .. } => Some(Time(*at_ms)),
+            Self::Opened { .. } | Self::Items { .. } | Self::Done { .. } => None,
+        }
+    }
+
     /// Whether who watches a run is told of it. The rest is the run's own business,
     /// and much of it: a watcher need not read it.
     pub fn is_event(&self) -> bool {
@@ -189,6 +270,12 @@ impl Record {
             | Self::Step { .. }
             | Self::Interrupted { .. }
             | Self::Failed { .. }
+            | Self::Retry { .. }
+            | Self::SkipItems { .. }
+            | Self::Again { .. }
+            | Self::Undo { .. }
+            | Self::UndoFailed { .. }
+            | Self::Undone { .. }
             | Self::Progress { .. } => true,
             Self::Opened { .. } | Self::Items { .. } | Self::Done { .. } => false,
         }
@@ -244,9 +331,22 @@ mod tests {
                 |(step, item, code, message)| Record::Failed {
                     at_ms: 1,
                     step,
-                    attempts: vec![FailedAttempt { item, attempt: 2, code, message }]
+                    attempts: vec![FailedAttempt { item, attempt: 2, code, message, last: false }]
                 }
             ),
+            (any::<u64>(), any::<u32>()).prop_map(|(at_ms, step)| Record::Retry { at_ms, step }),
+            (any::<u64>(), any::<u64>(), text())
+                .prop_map(|(at_ms, wait_ms, reason)| Record::Again { at_ms, wait_ms, reason }),
+            (any::<u64>(), text()).prop_map(|(at_ms, reason)| Record::Undo {
+                at_ms,
+                end: RunState::Cancelled,
+                reason
+            }),
+            (any::<u64>(), any::<u32>(), text()).prop_map(|(at_ms, step, left)| Record::Undone {
+                at_ms,
+                step,
+                left
+            }),
             any::<u64>().prop_map(|done| Record::Progress {
                 at_ms: 3,
                 steps: vec![(0, Counts { done, ..Counts::default() })]

@@ -1,9 +1,14 @@
 //! The states of a run and of a step, and which may follow which.
 //!
 //! ```text
-//!  recorded ─▶ scheduled ─▶ running ─▶ succeeded | failed | cancelled
-//!      └───────────┴────────────┴────▶ failed | cancelled
+//!  recorded ─▶ scheduled ─▶ running ⇄ paused
+//!                  │           └───┬───┘
+//!                  ▼               ▼
+//!               expired       succeeded | warning | failed | cancelled
 //! ```
+//!
+//! A run that has not ended may fail or be cancelled from any state. `warning` is a
+//! success in which something was skipped.
 //!
 //! Written into records, shown to people; `run` asks [`RunState::may_become`].
 
@@ -21,47 +26,68 @@ pub enum RunState {
     /// Its steps run.
     #[serde(rename = "r")]
     Running,
+    /// What was in flight ends, nothing new begins, until somebody resumes it.
+    #[serde(rename = "p")]
+    Paused,
     /// Every step succeeded.
     #[serde(rename = "s")]
     Succeeded,
+    /// It did what it could: a step or an item was skipped.
+    #[serde(rename = "o")]
+    Warning,
     /// A step failed for good.
     #[serde(rename = "f")]
     Failed,
     /// Somebody cancelled it.
     #[serde(rename = "x")]
     Cancelled,
+    /// It could not begin in time.
+    #[serde(rename = "e")]
+    Expired,
 }
 
 impl RunState {
+    /// Every state.
+    pub const ALL: [Self; 9] = [
+        Self::Recorded,
+        Self::Scheduled,
+        Self::Running,
+        Self::Paused,
+        Self::Succeeded,
+        Self::Warning,
+        Self::Failed,
+        Self::Cancelled,
+        Self::Expired,
+    ];
+
     /// Whether the run has ended.
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+        match self {
+            Self::Recorded | Self::Scheduled | Self::Running | Self::Paused => false,
+            Self::Succeeded | Self::Warning | Self::Failed | Self::Cancelled | Self::Expired => {
+                true
+            }
+        }
     }
 
     /// Whether a run may go from this state to that.
     pub fn may_become(self, next: Self) -> bool {
         match (self, next) {
-            (Self::Recorded, Self::Scheduled) | (Self::Scheduled, Self::Running) => true,
-            (Self::Running, Self::Succeeded) => true,
-            (Self::Recorded | Self::Scheduled | Self::Running, Self::Failed | Self::Cancelled) => {
-                true
+            (ended, _) if ended.is_end() => false,
+            (_, Self::Failed | Self::Cancelled) => true,
+            (Self::Recorded, next) => next == Self::Scheduled,
+            (Self::Scheduled, next) => matches!(next, Self::Running | Self::Expired),
+            (Self::Running, next) => {
+                matches!(next, Self::Paused | Self::Succeeded | Self::Warning)
             }
-            (Self::Succeeded | Self::Failed | Self::Cancelled, _) => false,
-            (Self::Recorded | Self::Scheduled | Self::Running, _) => false,
+            (Self::Paused, next) => next == Self::Running,
+            _ => false,
         }
     }
 
     /// The state with this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        let all = [
-            Self::Recorded,
-            Self::Scheduled,
-            Self::Running,
-            Self::Succeeded,
-            Self::Failed,
-            Self::Cancelled,
-        ];
-        all.into_iter().find(|state| state.name() == name)
+        Self::ALL.into_iter().find(|state| state.name() == name)
     }
 
     /// Its name, for people and for stores.
@@ -70,9 +96,12 @@ impl RunState {
             Self::Recorded => "recorded",
             Self::Scheduled => "scheduled",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Succeeded => "succeeded",
+            Self::Warning => "warning",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
         }
     }
 }
@@ -89,18 +118,35 @@ pub enum StepState {
     /// It succeeded.
     #[serde(rename = "s")]
     Succeeded,
-    /// It failed for good.
+    /// No attempt is left. While the run goes on, a person may have it tried again.
     #[serde(rename = "f")]
     Failed,
+    /// It was to run and did not, or not to its end: the run has a warning.
+    #[serde(rename = "k")]
+    Skipped,
+    /// It was not wanted: its condition is false.
+    #[serde(rename = "o")]
+    Omitted,
+    /// It succeeded, and its effect was taken back.
+    #[serde(rename = "u")]
+    Undone,
     /// The run ended before it did.
     #[serde(rename = "x")]
     Cancelled,
 }
 
 impl StepState {
-    /// Whether the step has ended.
+    /// Whether the step does nothing more by itself.
     pub fn is_end(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+        match self {
+            Self::Waiting | Self::Running => false,
+            Self::Succeeded
+            | Self::Failed
+            | Self::Skipped
+            | Self::Omitted
+            | Self::Undone
+            | Self::Cancelled => true,
+        }
     }
 
     /// Its name, for people.
@@ -110,6 +156,9 @@ impl StepState {
             Self::Running => "running",
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",
+            Self::Skipped => "skipped",
+            Self::Omitted => "omitted",
+            Self::Undone => "undone",
             Self::Cancelled => "cancelled",
         }
     }
@@ -121,17 +170,20 @@ mod tests {
 
     #[test]
     fn the_table_of_transitions() {
-        let all = [Recorded, Scheduled, Running, Succeeded, Failed, Cancelled];
         let may: &[(RunState, &[RunState])] = &[
             (Recorded, &[Scheduled, Failed, Cancelled]),
-            (Scheduled, &[Running, Failed, Cancelled]),
-            (Running, &[Succeeded, Failed, Cancelled]),
+            (Scheduled, &[Running, Expired, Failed, Cancelled]),
+            (Running, &[Paused, Succeeded, Warning, Failed, Cancelled]),
+            (Paused, &[Running, Failed, Cancelled]),
             (Succeeded, &[]),
+            (Warning, &[]),
             (Failed, &[]),
             (Cancelled, &[]),
+            (Expired, &[]),
         ];
+        assert_eq!(may.len(), RunState::ALL.len());
         for (from, to) in may {
-            for next in all {
+            for next in RunState::ALL {
                 assert_eq!(from.may_become(next), to.contains(&next), "{from:?} → {next:?}");
             }
             assert_eq!(from.is_end(), to.is_empty(), "{from:?}");

@@ -40,6 +40,30 @@ service Groups {
 }
 "#;
 
+/// The services of the examples in `spec/pipelines.md`.
+const SHOP: &str = r#"
+syntax = "proto3";
+package shop;
+
+message Nothing {}
+message User { int64 id = 1; string name = 2; string mail = 3; }
+message ListUsers { uint64 limit = 1; }
+message Order { int64 id = 1; int64 user_id = 2; uint64 total = 3; bool paid = 4; }
+message Charge { string id = 1; int64 order_id = 2; uint64 amount = 3; }
+message Letter { string to = 1; string text = 2; }
+message Letters { repeated Letter letters = 1; repeated User users = 2; }
+message Status { bool done = 1; uint64 percent = 2; }
+service Users { rpc List(ListUsers) returns (stream User); rpc Get(User) returns (User); }
+service Orders {
+  rpc Create(Order) returns (Order);
+  rpc Cancel(Order) returns (Nothing);
+  rpc Ship(Order) returns (Status);
+  rpc Shipped(Order) returns (Status);
+}
+service Cards { rpc Charge(Charge) returns (Charge); rpc Refund(Charge) returns (Nothing); }
+service Mail { rpc Send(Letter) returns (Nothing); rpc SendMany(Letters) returns (Nothing); }
+"#;
+
 /// The encoded descriptors of the tests' services.
 pub(crate) fn descriptors() -> Vec<u8> {
     struct Text;
@@ -47,23 +71,37 @@ pub(crate) fn descriptors() -> Vec<u8> {
         fn open_file(&self, name: &str) -> Result<protox::file::File, protox::Error> {
             match name {
                 "test.proto" => protox::file::File::from_source(name, PROTO),
+                "shop.proto" => protox::file::File::from_source(name, SHOP),
                 _ => protox::file::GoogleFileResolver::new().open_file(name),
             }
         }
     }
     let mut compiler = protox::Compiler::with_file_resolver(Text);
-    compiler.include_imports(true).open_file("test.proto").expect("the text above compiles");
+    compiler.include_imports(true);
+    for file in ["test.proto", "shop.proto"] {
+        compiler.open_file(file).expect("the text above compiles");
+    }
     compiler.encode_file_descriptor_set()
 }
 
 /// A catalog with the tests' services.
 pub(crate) fn catalog() -> Catalog {
+    static CATALOG: LazyLock<Catalog> = LazyLock::new(|| with(&["test.Users", "test.Groups"]));
+    CATALOG.clone()
+}
+
+/// A catalog with the services of the tests and of the examples.
+pub(crate) fn catalog_with_shop() -> Catalog {
     static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
-        let mut catalog = Catalog::default();
-        for service in ["test.Users", "test.Groups"] {
-            catalog.insert(service, &descriptors()).expect("the text above compiles");
-        }
-        catalog
+        with(&["test.Users", "test.Groups", "shop.Users", "shop.Orders", "shop.Cards", "shop.Mail"])
     });
     CATALOG.clone()
+}
+
+fn with(services: &[&str]) -> Catalog {
+    let mut catalog = Catalog::default();
+    for service in services {
+        catalog.insert(service, &descriptors()).expect("the text above compiles");
+    }
+    catalog
 }

@@ -47,11 +47,10 @@ impl Prepared {
     ) -> Result<Self, Problems> {
         let definition = definition::parse(text)?;
         let parameters = parameters(&definition, parameters_json)?;
-        let services: BTreeSet<&str> =
-            definition.steps.iter().map(|step| step.service.as_str()).collect();
+        let services = definition.services();
         for service in &services {
             let unknown = shared.known.now().0.service(service).is_none();
-            if unknown && !service.is_empty() {
+            if unknown {
                 let asked = shared.known.ask(&shared.store, &shared.client, service).await;
                 let answered = asked == Asked::Answered;
                 tracing::debug!(service, answered, "an unknown service was asked");
@@ -74,11 +73,11 @@ impl Prepared {
             sets.insert(*id, store.descriptors(*id).await?.ok_or_else(missing)?);
         }
         let mut catalog = Catalog::default();
-        for step in &definition.steps {
+        for service in definition.services() {
             // Every set was kept for one of the services; which one, it says itself.
-            let found = sets.values().any(|set| catalog.insert(&step.service, set).is_ok());
+            let found = sets.values().any(|set| catalog.insert(service, set).is_ok());
             if !found {
-                let why = format!("no descriptors of {} were kept with it", step.service);
+                let why = format!("no descriptors of {service} were kept with it");
                 return Err(LoadError::Broken(why));
             }
         }

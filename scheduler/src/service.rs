@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use zex_pipeline::message;
 use zex_pipeline::problem::Problems;
 use zex_pipeline::record::Record;
-use zex_pipeline::run::Run;
+use zex_pipeline::run::{Command as Change, Run, Skip};
 use zex_pipeline::state::{RunState, StepState};
 use zex_spec::proto;
 use zex_worker::{Code, Handler, Replies, Request, Status};
@@ -19,7 +19,7 @@ use crate::scheduler::{LIVE_RUNS_MAX, Shared, now};
 use crate::store::{
     Created, NewRecord, NewRun, RUNS_LISTED_MAX, ReadQuery, RunsQuery, StoreError, StoredRun,
 };
-use crate::task::{Command, View};
+use crate::task::{Command, Refused, View};
 use crate::views::{decode_steps, definition_of, run_state, run_view, step_view};
 use crate::watch::watch;
 
@@ -62,7 +62,10 @@ async fn answer(
         "Validate" => Ok(validate(shared, decode(body)?).await?.encode_to_vec().into()),
         "List" => Ok(list(shared, decode(body)?).await?.encode_to_vec().into()),
         "Show" => Ok(show(shared, decode(body)?).await?.encode_to_vec().into()),
-        "Cancel" => Ok(cancel(shared, decode(body)?).await?.encode_to_vec().into()),
+        "Cancel" | "Pause" | "Resume" | "Retry" | "Skip" => {
+            let (run_id, command) = wanted(&request.method, body)?;
+            Ok(change(shared, &run_id, command).await?.encode_to_vec().into())
+        }
         "Watch" => {
             let wanted: proto::WatchRunRequest = decode(body)?;
             let _place = Watcher::take(watchers)?;
@@ -71,7 +74,7 @@ async fn answer(
         }
         other => {
             let text = format!(
-                "{SERVICE} has no method `{other}`; it has Run, Validate, List, Show, Watch, Cancel"
+                "{SERVICE} has no method `{other}`; it has Run, Validate, List, Show, Watch, Cancel, Pause, Resume, Retry, Skip"
             );
             Err(Status::new(Code::Unimplemented, text))
         }
@@ -291,21 +294,67 @@ async fn add_outputs(
     }
 }
 
-async fn cancel(
-    shared: &Arc<Shared>,
-    wanted: proto::CancelRunRequest,
-) -> Result<proto::RunView, Status> {
-    let id = &wanted.run_id;
+/// What a request wants of which run.
+fn wanted(method: &str, body: &Bytes) -> Result<(String, Change), Status> {
+    let text = |reason: String, default: &str| match reason.trim() {
+        "" => default.to_owned(),
+        reason => reason.to_owned(),
+    };
+    Ok(match method {
+        "Pause" => {
+            let proto::PauseRunRequest { run_id, reason } = decode(body)?;
+            (run_id, Change::Pause { reason: text(reason, "paused by hand") })
+        }
+        "Resume" => {
+            let proto::ResumeRunRequest { run_id } = decode(body)?;
+            (run_id, Change::Resume)
+        }
+        "Retry" => {
+            let proto::RetryStepRequest { run_id, step_id } = decode(body)?;
+            (run_id, Change::Retry { step: step_id })
+        }
+        "Skip" => {
+            let proto::SkipStepRequest { run_id, step_id, dependents, failed_items } =
+                decode(body)?;
+            let what = match (dependents, failed_items) {
+                (false, false) => Skip::Step,
+                (true, false) => Skip::Dependents,
+                (false, true) => Skip::Items,
+                (true, true) => {
+                    let text = "either all that waits for the step is skipped, or its failed items";
+                    return Err(Status::new(Code::InvalidArgument, text));
+                }
+            };
+            (run_id, Change::Skip { step: step_id, what })
+        }
+        _ => {
+            let proto::CancelRunRequest { run_id, reason, force } = decode(body)?;
+            (run_id, Change::Cancel { reason: text(reason, "cancelled"), force })
+        }
+    })
+}
+
+/// Has something done with a run; how it is then.
+async fn change(shared: &Arc<Shared>, id: &str, command: Change) -> Result<proto::RunView, Status> {
+    let cancel = matches!(command, Change::Cancel { .. });
+    let mut told = None;
     if let Some(run) = shared.live(id) {
-        let reason = match wanted.reason.trim() {
-            "" => "cancelled".to_owned(),
-            reason => reason.to_owned(),
-        };
         let (answer, done) = oneshot::channel();
-        if run.commands.send(Command::Cancel(reason, answer)).await.is_ok()
-            && let Ok(Err(why)) = done.await
-        {
-            return Err(Status::new(Code::Unavailable, why));
+        if run.commands.send(Command::Change(command, answer)).await.is_ok() {
+            told = done.await.ok();
+        }
+    }
+    match told {
+        Some(Ok(())) => {}
+        Some(Err(Refused::State(why))) => return Err(Status::new(Code::FailedPrecondition, why)),
+        Some(Err(Refused::Stalled(why))) => return Err(Status::new(Code::Unavailable, why)),
+        // No task, no answer: the run has ended, which is all that a cancel wants.
+        None if cancel => {}
+        None => {
+            let view = view(shared, id).await?.1;
+            let state = view.state().as_str_name().trim_start_matches("RUN_STATE_").to_lowercase();
+            let text = format!("run {id} has ended, it is {state}");
+            return Err(Status::new(Code::FailedPrecondition, text));
         }
     }
     Ok(view(shared, id).await?.1)

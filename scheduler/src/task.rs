@@ -11,6 +11,7 @@
 //! is lost or done again, and nothing new is begun. While a run waits, for either, it
 //! is *stalled* and listed with the reason.
 
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use zex_pipeline::record::Record;
-use zex_pipeline::run::{Action, Event, Run, StepView, Time};
+use zex_pipeline::run::{Action, Command as Change, Event, Run, StepView, Time};
 use zex_pipeline::state::RunState;
 
 use crate::calls::Calls;
@@ -44,8 +45,17 @@ const EVENTS_AT_ONCE: usize = 512;
 pub(crate) enum Command {
     /// How far is the run? No answer when it is not loaded.
     View(oneshot::Sender<View>),
-    /// Cancel it; the answer comes when it has ended.
-    Cancel(String, oneshot::Sender<Result<(), String>>),
+    /// Do something with it; the answer comes when that is on disk.
+    Change(Change, oneshot::Sender<Result<(), Refused>>),
+}
+
+/// Why a command was not done.
+#[derive(Debug, Clone)]
+pub(crate) enum Refused {
+    /// It does not fit the state the run is in.
+    State(String),
+    /// It cannot be written now.
+    Stalled(String),
 }
 
 /// How far a run is.
@@ -139,21 +149,24 @@ impl RunTask {
     async fn wait(&mut self, wait: Duration, why: &str, unloadable: bool) -> Waited {
         let mut until = pin!(tokio::time::sleep(wait));
         loop {
-            let (reason, answer) = tokio::select! {
+            let (change, answer) = tokio::select! {
                 () = &mut until => return Waited::Enough,
                 () = stopped(&mut self.stopping) => return Waited::Stopping,
                 Some(command) = self.commands.recv() => match command {
-                    Command::Cancel(reason, answer) => (reason, answer),
+                    Command::Change(change, answer) => (change, answer),
                     Command::View(_) => continue,
                 },
             };
-            let cancelled = match unloadable {
-                true => self.cancel_unloaded(reason).await.map_err(|error| error.to_string()),
-                false => Err(why.to_owned()),
+            let changed = match change {
+                Change::Cancel { reason, .. } if unloadable => {
+                    self.cancel_unloaded(reason).await.map_err(|error| error.to_string())
+                }
+                _ => Err(why.to_owned()),
             };
-            let done = cancelled.is_ok();
-            let told = cancelled
-                .map_err(|why| format!("the run is stalled and cannot be cancelled now: {why}"));
+            let done = changed.is_ok();
+            let told = changed.map_err(|why| {
+                Refused::Stalled(format!("the run is stalled and cannot be changed now: {why}"))
+            });
             let _gone = answer.send(told).is_err();
             if done {
                 return Waited::Cancelled;
@@ -244,8 +257,9 @@ struct Drive<'a> {
     epoch: u64,
     calls: Calls,
     appending: Option<Appending>,
-    /// Who is told when the run has ended.
-    cancels: Vec<oneshot::Sender<Result<(), String>>>,
+    /// Who waits for the answer to a command, by its number.
+    asks: BTreeMap<u64, oneshot::Sender<Result<(), Refused>>>,
+    asked: u64,
 }
 
 /// An append on its way.
@@ -261,7 +275,7 @@ struct Appending {
 impl<'a> Drive<'a> {
     fn new(task: &'a mut RunTask, run: Run, epoch: u64) -> Self {
         let calls = Calls::new(task.shared.client.clone());
-        Self { task, run, epoch, calls, appending: None, cancels: Vec::new() }
+        Self { task, run, epoch, calls, appending: None, asks: BTreeMap::new(), asked: 0 }
     }
 
     async fn run(mut self) -> Left {
@@ -339,14 +353,16 @@ impl<'a> Drive<'a> {
                 // Who does not wait any more does not need to know.
                 let _gone = answer.send(view).is_err();
             }
-            Command::Cancel(reason, answer) => {
-                self.run.handle(now(), Event::Cancel { reason });
+            Command::Change(command, answer) => {
+                self.asked += 1;
+                self.run.handle(now(), Event::Command { ask: self.asked, command });
                 match self.stalled() {
-                    None => self.cancels.push(answer),
+                    None => {
+                        self.asks.insert(self.asked, answer);
+                    }
                     Some(why) => {
-                        let later =
-                            format!("the run will be cancelled when it can be written: {why}");
-                        let _gone = answer.send(Err(later)).is_err();
+                        let later = format!("this will be done when it can be written: {why}");
+                        let _gone = answer.send(Err(Refused::Stalled(later))).is_err();
                     }
                 }
             }
@@ -362,6 +378,11 @@ impl<'a> Drive<'a> {
                 Action::Open(call) => self.calls.open(call),
                 Action::Pull { call, items, bytes } => self.calls.pull(call, items, bytes),
                 Action::Drop(call) => self.calls.drop(call),
+                Action::Answer { ask, outcome } => {
+                    if let Some(answer) = self.asks.remove(&ask) {
+                        let _gone = answer.send(outcome.map_err(Refused::State)).is_err();
+                    }
+                }
                 Action::Ended(_) => return Some(Left::Over),
                 Action::Evict { reason } => return Some(Left::Evicted(reason)),
             }
@@ -425,8 +446,8 @@ impl<'a> Drive<'a> {
             Left::Evicted(why) | Left::Unloadable(why) => Err(format!("the run is stalled: {why}")),
             Left::Stopping => Err("the scheduler stops".to_owned()),
         };
-        for cancel in self.cancels {
-            let _gone = cancel.send(answer.clone()).is_err();
+        for ask in self.asks.into_values() {
+            let _gone = ask.send(answer.clone().map_err(Refused::Stalled)).is_err();
         }
         left
     }

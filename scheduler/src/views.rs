@@ -132,7 +132,48 @@ pub(crate) fn events(
                 reason: reason.clone(),
             }),
         ),
-        Record::Interrupted { at_ms, step, code, message } => one(
+        Record::Retry { at_ms, step } => one(
+            *at_ms,
+            Event::Step(proto::StepStateChanged {
+                step_id: step_id(*step),
+                state: step_state(StepState::Running).into(),
+                reason: "tried again".to_owned(),
+            }),
+        ),
+        Record::SkipItems { at_ms, step } => one(
+            *at_ms,
+            Event::Step(proto::StepStateChanged {
+                step_id: step_id(*step),
+                state: step_state(StepState::Running).into(),
+                reason: "the items that failed are skipped".to_owned(),
+            }),
+        ),
+        Record::Again { at_ms, wait_ms, reason } => one(
+            *at_ms,
+            Event::Run(proto::RunStateChanged {
+                state: run_state(RunState::Running).into(),
+                reason: format!("tried again in {wait_ms} ms, after {reason}"),
+            }),
+        ),
+        Record::Undo { at_ms, reason, .. } => one(
+            *at_ms,
+            Event::Run(proto::RunStateChanged {
+                state: run_state(RunState::Running).into(),
+                reason: format!("what it did is taken back: {reason}"),
+            }),
+        ),
+        Record::UndoFailed { at_ms, step, failed } => {
+            one(*at_ms, Event::Attempt(attempt_failed(step_id(*step), failed)))
+        }
+        Record::Undone { at_ms, step, left } => {
+            let (state, reason) = match left.is_empty() {
+                true => (StepState::Undone, String::new()),
+                false => (StepState::Succeeded, format!("not taken back: {left}")),
+            };
+            let (state, step_id) = (step_state(state).into(), step_id(*step));
+            one(*at_ms, Event::Step(proto::StepStateChanged { step_id, state, reason }))
+        }
+        Record::Interrupted { at_ms, step, code, message, .. } => one(
             *at_ms,
             Event::Attempt(proto::AttemptFailed {
                 step_id: step_id(*step),
@@ -176,6 +217,9 @@ pub(crate) fn run_state(state: RunState) -> proto::RunState {
         RunState::Succeeded => proto::RunState::Succeeded,
         RunState::Failed => proto::RunState::Failed,
         RunState::Cancelled => proto::RunState::Cancelled,
+        RunState::Paused => proto::RunState::Paused,
+        RunState::Warning => proto::RunState::Warning,
+        RunState::Expired => proto::RunState::Expired,
     }
 }
 
@@ -186,6 +230,9 @@ fn step_state(state: StepState) -> proto::StepState {
         StepState::Succeeded => proto::StepState::Succeeded,
         StepState::Failed => proto::StepState::Failed,
         StepState::Cancelled => proto::StepState::Cancelled,
+        StepState::Skipped => proto::StepState::Skipped,
+        StepState::Omitted => proto::StepState::Omitted,
+        StepState::Undone => proto::StepState::Undone,
     }
 }
 

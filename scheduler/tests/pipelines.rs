@@ -222,7 +222,8 @@ async fn cancelling_reaches_the_calls_that_run() {
         (64, proto::StepState::Running)
     );
     assert_eq!(running.steps[2].state(), proto::StepState::Waiting);
-    let request = proto::CancelRunRequest { run_id: run.clone(), reason: "not wanted".into() };
+    let request =
+        proto::CancelRunRequest { run_id: run.clone(), reason: "not wanted".into(), force: false };
     let view: proto::RunView = world.ask("Cancel", &request).await.unwrap();
     assert_eq!((view.state(), view.reason.as_str()), (proto::RunState::Cancelled, "not wanted"));
     until("the calls are taken back", || async {

@@ -139,7 +139,8 @@ async fn a_run_goes_on_by_itself_when_there_is_room_and_repeats_nothing() {
     until("it is tried again", || async { store.refused.load(Ordering::SeqCst) >= 2 }).await;
     let calls = world.groups.calls.load(Ordering::SeqCst);
     assert!(calls < USERS as u64, "{calls} calls");
-    let request = proto::CancelRunRequest { run_id: "nobody".into(), reason: String::new() };
+    let request =
+        proto::CancelRunRequest { run_id: "nobody".into(), reason: String::new(), force: false };
     let status = world.ask::<proto::RunView>("Cancel", &request).await.unwrap_err();
     assert_eq!(status.code, Code::NotFound);
     store.full.store(false, Ordering::SeqCst);
@@ -177,7 +178,8 @@ async fn a_run_that_cannot_be_loaded_can_be_cancelled() {
             runs.iter().any(|run| run.run_id == id && !run.stalled.is_empty())
         })
         .await;
-        let request = proto::CancelRunRequest { run_id: id.into(), reason: "enough".into() };
+        let request =
+            proto::CancelRunRequest { run_id: id.into(), reason: "enough".into(), force: false };
         let view: proto::RunView = world.ask("Cancel", &request).await.unwrap();
         assert_eq!((view.state(), view.reason.as_str()), (proto::RunState::Cancelled, "enough"));
         let row = store.run(id.to_owned()).await.unwrap().unwrap();
@@ -198,10 +200,11 @@ async fn a_stalled_run_is_cancelled_when_it_can_be_written() {
     until("a part is done", || async { world.groups.size() >= 500 }).await;
     store.full.store(true, Ordering::SeqCst);
     until("the run is stalled", || async { !world.show(&run).await.stalled.is_empty() }).await;
-    let request = proto::CancelRunRequest { run_id: run.clone(), reason: "enough".into() };
+    let request =
+        proto::CancelRunRequest { run_id: run.clone(), reason: "enough".into(), force: false };
     let status = world.ask::<proto::RunView>("Cancel", &request).await.unwrap_err();
     assert_eq!(status.code, Code::Unavailable, "{status}");
-    assert!(status.message.contains("will be cancelled when it can be written"), "{status}");
+    assert!(status.message.contains("will be done when it can be written"), "{status}");
     store.full.store(false, Ordering::SeqCst);
     let view = world.ended(&run).await;
     assert_eq!((view.state(), view.reason.as_str()), (proto::RunState::Cancelled, "enough"));

@@ -178,7 +178,18 @@ fn is_passing(status: &Status) -> bool {
 
 /// Whether nothing more will happen to the run.
 pub(crate) fn has_ended(state: RunState) -> bool {
-    matches!(state, RunState::Succeeded | RunState::Failed | RunState::Cancelled)
+    match state {
+        RunState::Succeeded
+        | RunState::Warning
+        | RunState::Failed
+        | RunState::Cancelled
+        | RunState::Expired => true,
+        RunState::Unspecified
+        | RunState::Recorded
+        | RunState::Scheduled
+        | RunState::Running
+        | RunState::Paused => false,
+    }
 }
 
 /// The state as people write it.

@@ -8,8 +8,9 @@ use prost_reflect::prost::Message;
 use zex_client::{Call, Code, Replies, Status};
 use zex_scheduler::SERVICE;
 use zex_spec::proto::{
-    CancelRunRequest, ListRunsReply, ListRunsRequest, RunReply, RunRequest, RunView,
-    ShowRunRequest, WatchRunRequest,
+    CancelRunRequest, ListRunsReply, ListRunsRequest, PauseRunRequest, ResumeRunRequest,
+    RetryStepRequest, RunReply, RunRequest, RunView, ShowRunRequest, SkipStepRequest,
+    WatchRunRequest,
 };
 
 use crate::reach::{Reach, nobody};
@@ -43,6 +44,26 @@ impl Pipelines<'_> {
         self.ask("Cancel", request).await
     }
 
+    /// Pauses a run.
+    pub(crate) async fn pause(&self, request: &PauseRunRequest) -> Result<RunView, Status> {
+        self.ask("Pause", request).await
+    }
+
+    /// Lets a paused run go on.
+    pub(crate) async fn resume(&self, request: &ResumeRunRequest) -> Result<RunView, Status> {
+        self.ask("Resume", request).await
+    }
+
+    /// Tries a step that has failed again.
+    pub(crate) async fn retry(&self, request: &RetryStepRequest) -> Result<RunView, Status> {
+        self.ask("Retry", request).await
+    }
+
+    /// Leaves a step out.
+    pub(crate) async fn skip(&self, request: &SkipStepRequest) -> Result<RunView, Status> {
+        self.ask("Skip", request).await
+    }
+
     /// What happened to a run after an offset, and what happens: messages of `zex.RunEvent`.
     pub(crate) async fn watch(&self, run_id: &str, after_offset: u64) -> Result<Replies, Status> {
         let request = WatchRunRequest { run_id: run_id.to_owned(), after_offset };
@@ -67,7 +88,9 @@ impl Pipelines<'_> {
         match status.code {
             Code::Unavailable | Code::DeadlineExceeded => {}
             // The message says what is wrong, and where; the code's name adds nothing for people.
-            Code::InvalidArgument | Code::NotFound => return anyhow::Error::msg(status.message),
+            Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition => {
+                return anyhow::Error::msg(status.message);
+            }
             _ => return status.into(),
         }
         let endpoints = &self.0.endpoints;

@@ -1,4 +1,4 @@
-//! `zex pipeline`: runs that are started, followed, listed, shown and cancelled; and definitions
+//! `zex pipeline`: runs that are started, followed, listed, shown, paused, skipped in part and cancelled; and definitions
 //! that are refused, with the place that is wrong.
 
 #![allow(clippy::unwrap_used)] // All of this file is tests.
@@ -141,6 +141,40 @@ fn a_detached_run_is_watched_and_cancelled() {
         let workers = example.mesh.zex(&["workers", "--json"]).json();
         workers.iter().all(|worker| worker["assigned"] == 0).then_some(())
     });
+}
+
+#[test]
+fn a_run_is_paused_resumed_skipped_and_ended_by_force() {
+    let example = Example::new(Duration::from_millis(50));
+    let started =
+        example.zex(&["run", PIPELINE, "--param", "users=5000", "--detach", "--json"]).json();
+    let run_id = started[0]["run_id"].as_str().unwrap().to_owned();
+    let paused = example.zex(&["pause", &run_id, "--reason", "a look"]);
+    assert_eq!(paused.code, 0, "{}", paused.err);
+    assert!(paused.out.contains("paused: a look"), "{}", paused.out);
+    assert_eq!(example.show(&run_id)["state"], "RUN_STATE_PAUSED");
+
+    // What does not fit is refused with words.
+    let retried = example.zex(&["retry", &run_id, "assign"]);
+    assert_eq!(retried.code, 1);
+    assert!(retried.err.contains("only one that has failed is retried"), "{}", retried.err);
+    let skipped = example.zex(&["skip", &run_id, "asign"]);
+    assert!(skipped.err.contains("did you mean `assign`?"), "{}", skipped.err);
+
+    assert_eq!(example.zex(&["resume", &run_id, "--json"]).json()[0]["state"], "RUN_STATE_RUNNING");
+    let forced = example.zex(&["cancel", &run_id, "--force", "--reason", "enough"]);
+    assert!(forced.out.contains("cancelled") && forced.out.contains("enough"), "{}", forced.out);
+    let late = example.zex(&["resume", &run_id]);
+    assert!(late.err.contains("has ended, it is cancelled"), "{}", late.err);
+
+    let started =
+        example.zex(&["run", PIPELINE, "--param", "users=5000", "--detach", "--json"]).json();
+    let run_id = started[0]["run_id"].as_str().unwrap().to_owned();
+    let skipped = example.zex(&["skip", &run_id, "assign"]);
+    assert_eq!(skipped.code, 0, "{}", skipped.err);
+    let watched = example.zex(&["watch", &run_id]);
+    assert_eq!(watched.code, 0, "{}", watched.err);
+    assert!(watched.out.contains(": warning in "), "{}", watched.out);
 }
 
 #[test]

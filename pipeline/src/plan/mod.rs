@@ -9,20 +9,25 @@
 //! A plan is made when a pipeline is accepted and again when a run is loaded from
 //! the store, from the same definition and the same descriptors.
 //!
+//! Parts: this file (steps and their inputs) · `order` (who waits for whom) · `undo`
+//! (compensations).
+//!
 //! Called by the scheduler; followed by `run`.
 
 mod order;
+mod undo;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use prost_reflect::MessageDescriptor;
+use prost_reflect::{Kind, MessageDescriptor};
 
 use crate::catalog::Catalog;
 use crate::definition::{
-    CALL_TIMEOUT_DEFAULT_MS, Definition, Each, Input, Retry, STREAM_TIMEOUT_DEFAULT_MS, Step,
+    CALL_TIMEOUT_DEFAULT_MS, Definition, Each, Input, STREAM_TIMEOUT_DEFAULT_MS, Step,
 };
 use crate::expression::Expression;
+use crate::failure::{OnFailure, Retry};
 use crate::input::{Binder, BoundInput};
 use crate::names::{Names, Output, Type};
 use crate::problem::{Place, Problems, suggest};
@@ -36,6 +41,12 @@ pub struct Plan {
     pub steps: Vec<PlannedStep>,
     /// The steps in an order in which each comes after those it needs.
     pub order: Vec<usize>,
+    /// How often the run is tried as a whole.
+    pub retry: Retry,
+    /// How long one try of the run may take, in ms.
+    pub timeout_ms: Option<u64>,
+    /// How long the run may take in all, in ms.
+    pub deadline_ms: Option<u64>,
 }
 
 /// A checked step.
@@ -51,6 +62,8 @@ pub struct PlannedStep {
     pub input: BoundInput,
     /// Whether its input or its list reads the item by an expression.
     pub decodes_item: bool,
+    /// Conditions: it runs if all of them are true.
+    pub when: Vec<(Expression, Place)>,
     /// The message its method answers with.
     pub output: MessageDescriptor,
     /// How it runs.
@@ -67,8 +80,35 @@ pub struct PlannedStep {
     pub retry: Retry,
     /// How long an attempt may take, in ms.
     pub timeout_ms: u64,
+    /// How long all attempts together may take, in ms.
+    pub deadline_ms: Option<u64>,
+    /// What happens when no attempt is left.
+    pub on_failure: OnFailure,
+    /// How its effect is taken back.
+    pub undo: Option<PlannedUndo>,
     /// Whether the mesh may give a call to a second worker when the first dies with it.
     pub idempotent: bool,
+}
+
+/// A checked compensation.
+#[derive(Debug)]
+pub struct PlannedUndo {
+    /// The service it calls.
+    pub service: Arc<str>,
+    /// The method it calls.
+    pub method: Arc<str>,
+    /// What it sends.
+    pub input: BoundInput,
+    /// The steps whose outputs it takes: these are kept until the run ends.
+    pub reads: BTreeSet<usize>,
+    /// What happens when an attempt fails.
+    pub retry: Retry,
+    /// How long an attempt may take, in ms.
+    pub timeout_ms: u64,
+    /// Whether the mesh may give the call to a second worker when the first dies with it.
+    pub idempotent: bool,
+    /// Where it stands, for errors.
+    place: Place,
 }
 
 /// How a step runs.
@@ -125,7 +165,7 @@ impl Plan {
     /// Checks a definition against the services that are known.
     pub fn new(definition: Definition, catalog: &Catalog) -> Result<Self, Problems> {
         let mut problems = Problems::default();
-        let Definition { name, parameters, steps } = definition;
+        let Definition { name, parameters, steps, retry, timeout_ms, deadline_ms } = definition;
         let mut steps: Vec<Checked> =
             steps.into_iter().map(|step| check_call(step, catalog, &mut problems)).collect();
         let ids: BTreeMap<String, usize> = steps
@@ -142,7 +182,7 @@ impl Plan {
         let sources = sources(&mut steps, &ids, &mut problems);
         let mut planned = Vec::new();
         for (index, checked) in steps.into_iter().enumerate() {
-            planned.push(bind(index, checked, &sources, &ids, &mut names, &mut problems));
+            planned.push(bind(index, checked, catalog, &sources, &ids, &mut names, &mut problems));
         }
         let places: Vec<Place> = planned.iter().map(|(place, _)| place.clone()).collect();
         let planned: Option<Vec<PlannedStep>> = planned.into_iter().map(|(_, step)| step).collect();
@@ -154,7 +194,8 @@ impl Plan {
             Ok(order) => order,
             Err((at, message)) => return Err(places[at].problem(message).into()),
         };
-        Ok(Self { name, steps, order })
+        undo::check(&steps, &mut problems);
+        problems.into_result(Self { name, steps, order, retry, timeout_ms, deadline_ms })
     }
 
     /// The index of a step by its id.
@@ -256,6 +297,7 @@ fn sources(
 fn bind(
     index: usize,
     checked: Checked,
+    catalog: &Catalog,
     sources: &BTreeMap<usize, (usize, MessageDescriptor)>,
     ids: &BTreeMap<String, usize>,
     names: &mut Names,
@@ -266,9 +308,17 @@ fn bind(
     let mut reads = Reads { ids, steps: BTreeSet::new(), item: false };
     names.item = None;
     names.item_is_bytes = sources.contains_key(&index);
+    for (condition, place) in &step.when {
+        check_condition(condition, place, names, problems);
+        reads.take(condition);
+    }
     let each = step.each.map(|each| (each, step.concurrency));
     let kind = step_kind(each, streams, sources.get(&index), names, &mut reads, problems);
-    let mut waits_for = named_steps(&step.after, ids, problems);
+    let mut waits_for = named_steps(&step.follows, ids, problems);
+    if let Some((source, _)) = sources.get(&index) {
+        waits_for.remove(source);
+    }
+    waits_for.extend(named_steps(&step.after, ids, problems));
     let call = format!("{}/{}", step.service, step.method);
     let bound = match (step.input, &input) {
         (Input::Empty, _) => Some(BoundInput::Empty),
@@ -281,6 +331,8 @@ fn bind(
         }
     };
     waits_for.extend(&reads.steps);
+    names.item = None;
+    let undo = step.compensation.map(|undo| undo::bind(undo, catalog, ids, names, problems));
     let timeout = if streams { STREAM_TIMEOUT_DEFAULT_MS } else { CALL_TIMEOUT_DEFAULT_MS };
     let planned = match (kind, bound, output) {
         (Some(kind), Some(input), Some(output)) => Some(PlannedStep {
@@ -289,6 +341,7 @@ fn bind(
             service: step.service.into(),
             method: step.method.into(),
             input,
+            when: step.when,
             output,
             kind,
             waits_for,
@@ -297,6 +350,9 @@ fn bind(
             output_is_decoded: false,
             retry: step.retry,
             timeout_ms: step.timeout_ms.unwrap_or(timeout),
+            deadline_ms: step.deadline_ms,
+            on_failure: step.on_failure,
+            undo: undo.flatten(),
             idempotent: step.idempotent,
         }),
         _ => None,
@@ -334,6 +390,19 @@ fn step_kind(
                 None
             }
         },
+    }
+}
+
+/// Whether a condition can be true or false, as far as that can be told.
+fn check_condition(condition: &Expression, place: &Place, names: &Names, problems: &mut Problems) {
+    for path in condition.paths() {
+        if let Err(why) = names.resolve(path) {
+            return problems.add(place, why);
+        }
+    }
+    let known = condition.plain_path().and_then(|path| names.resolve(path).ok());
+    if let Some(why) = known.and_then(|known| known.misfit_kind(&Kind::Bool)) {
+        problems.add(place, format!("`{}`: {why}", condition.source()));
     }
 }
 

@@ -20,11 +20,22 @@ pub(super) fn link(steps: &mut [PlannedStep]) {
             _ => None,
         };
         for other in steps[index].reads.clone() {
-            // A whole reference needs no decoding, unless the list reads it as well.
-            let list = matches!(steps[index].kind, StepKind::EachElement { .. });
+            // A whole reference needs no decoding, unless the list or a condition reads it
+            // as well.
+            let list = matches!(steps[index].kind, StepKind::EachElement { .. })
+                || !steps[index].when.is_empty();
             if whole != Some(other) || list {
                 steps[other].output_is_decoded = true;
             }
+        }
+        let undo = steps[index].undo.as_ref().map(|undo| match undo.input {
+            BoundInput::Step(whole) => {
+                undo.reads.iter().copied().filter(|read| *read != whole).collect()
+            }
+            _ => undo.reads.iter().copied().collect::<Vec<usize>>(),
+        });
+        for other in undo.into_iter().flatten() {
+            steps[other].output_is_decoded = true;
         }
         if let StepKind::EachItem { source, .. } = steps[index].kind
             && let StepKind::Source { takers } = &mut steps[source].kind

@@ -5,53 +5,58 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::apply::code_name;
 use super::steps::{ItemBody, Phase, Work};
-use super::{Action, Call, CallId, Flight, Mode, RESULT_MAX_BYTES, Run, Time};
+use super::{Action, Call, CallId, Flight, Hold, Mode, RESULT_MAX_BYTES, Run, Wake};
 use crate::input::BoundInput;
 use crate::key::call_key;
 use crate::message::{decode, message_value};
 use crate::plan::StepKind;
-use crate::record::{FailedAttempt, Record, cut};
-use crate::state::{RunState, StepState};
-
-/// gRPC statuses that another attempt would not change: the request itself is
-/// refused, or the method is not there.
-fn is_final(code: i32) -> bool {
-    matches!(code, 3 | 5 | 6 | 7 | 9 | 11 | 12 | 15 | 16)
-}
+use crate::record::Record;
+use crate::state::StepState;
 
 /// `INTERNAL`, for answers that are not what the method promised.
 pub(super) const CODE_INTERNAL: i32 = 13;
+
+/// `DEADLINE_EXCEEDED`, for what was taken back when its time was over.
+pub(super) const CODE_DEADLINE: i32 = 4;
+
+/// `INVALID_ARGUMENT`, for inputs that cannot be made.
+const CODE_INVALID: i32 = 3;
+
+/// `OUT_OF_RANGE`, for answers beyond a limit: another attempt would not change them.
+const CODE_TOO_LARGE: i32 = 11;
 
 impl Run {
     /// All records were replayed: makes anew what records do not say.
     pub(super) fn load(&mut self) {
         self.mode = if self.state.is_end() { Mode::Gone } else { Mode::Live };
         self.to_end = self.unended;
+        self.winding = self.undo.is_some();
         self.shown = self.steps.iter().map(|step| step.counts).collect();
         self.shown_at = self.now;
-        self.dirty.extend(0..self.steps.len());
         let now = self.now;
         for (index, step) in self.steps.iter_mut().enumerate() {
+            step.ending = step.state == StepState::Failed;
             if let Work::Each(each) = &mut step.work {
-                for (number, item) in &each.items {
+                for (number, item) in each.items.iter().filter(|(_, item)| !item.failed) {
                     if item.not_before > now {
-                        self.timers.insert((item.not_before, index, Some(*number)));
+                        self.timers.insert((item.not_before, Wake::Item(index, *number)));
                     } else {
                         each.ready.push_back(*number);
                     }
                 }
             }
         }
-        let failed = self.steps.iter().position(|step| step.state == StepState::Failed);
-        if self.mode == Mode::Live && self.state == RunState::Running {
-            // A crash may have come between the record of a step's end and the run's.
-            if let Some(step) = failed {
-                let reason = self.failure(step, &self.steps[step].error.clone());
-                self.end(RunState::Failed, reason);
-            } else if self.unended == 0 {
-                self.end(RunState::Succeeded, String::new());
+        self.look_again();
+    }
+
+    /// Looks at every step again, and at its deadline.
+    pub(super) fn look_again(&mut self) {
+        self.dirty.extend(0..self.steps.len());
+        for (index, step) in self.steps.iter().enumerate() {
+            if let (StepState::Running, Some(ms)) = (step.state, self.plan.steps[index].deadline_ms)
+            {
+                self.timers.insert((step.began.plus_ms(ms), Wake::Deadline(index)));
             }
         }
     }
@@ -59,6 +64,11 @@ impl Run {
     /// The records of the last append are on disk.
     pub(super) fn appended(&mut self) {
         let Some(records) = self.appending.take() else { return };
+        if self.hold == Hold::Writing {
+            self.hold = Hold::No;
+        }
+        let done = std::mem::take(&mut self.asks_writing).into_iter();
+        self.actions.extend(done.map(|ask| Action::Answer { ask, outcome: Ok(()) }));
         for record in records.iter() {
             if let Err(error) = self.apply(record) {
                 // A bug of this crate, not of the run: the store has what it wrote.
@@ -70,36 +80,61 @@ impl Run {
 
     /// Timers that are due.
     pub(super) fn fire_timers(&mut self) {
-        while let Some((at, step, item)) = self.timers.first().copied() {
+        while let Some((at, wake)) = self.timers.first().copied() {
             if at > self.now {
                 return;
             }
             self.timers.pop_first();
-            self.dirty.insert(step);
-            match (&mut self.steps[step].work, item) {
-                (Work::Each(each), Some(number)) => {
-                    if each.items.contains_key(&number) {
-                        each.ready.push_back(number);
+            match wake {
+                Wake::Deadline(step) => self.overdue(step),
+                Wake::Undo => {
+                    if let Some(undo) = &mut self.undo {
+                        undo.work.busy = false;
                     }
                 }
-                (Work::Call(call), _) => call.busy = false,
-                (Work::Source(source), _) if source.phase == Phase::Between => {
-                    source.phase = Phase::Closed;
+                Wake::Item(step, number) => {
+                    if let Work::Each(each) = &mut self.steps[step].work
+                        && each.items.contains_key(&number)
+                    {
+                        each.ready.push_back(number);
+                    }
+                    self.dirty.insert(step);
                 }
-                (Work::Source(_) | Work::Each(_), _) => {}
+                Wake::Step(step) => {
+                    match &mut self.steps[step].work {
+                        Work::Call(call) => call.busy = false,
+                        Work::Source(source) if source.phase == Phase::Between => {
+                            source.phase = Phase::Closed;
+                        }
+                        Work::Source(_) | Work::Each(_) => {}
+                    }
+                    self.dirty.insert(step);
+                }
             }
         }
     }
 
     /// Lets every step that something happened to go as far as it can.
     pub(super) fn advance(&mut self) {
-        while let Some(step) = self.dirty.pop_first() {
-            let ready = self.mode == Mode::Live
-                && self.state == RunState::Running
-                && self.steps[step].state == StepState::Running
-                && !self.steps[step].ending;
-            if !ready {
+        if self.undo.is_some() && self.may_act() {
+            return self.advance_undo();
+        }
+        while self.may_act()
+            && let Some(step) = self.dirty.pop_first()
+        {
+            if self.steps[step].state != StepState::Running || self.steps[step].ending {
                 continue;
+            }
+            match self.steps[step].left_out.clone() {
+                None => {}
+                Some((StepState::Failed, why)) => {
+                    self.give_up(step, None, why);
+                    continue;
+                }
+                Some((state, why)) => {
+                    self.end_step(step, state, why, None);
+                    continue;
+                }
             }
             match &self.steps[step].work {
                 Work::Call(_) => self.advance_call(step),
@@ -107,22 +142,26 @@ impl Run {
                 Work::Each(_) => self.advance_each(step),
             }
         }
+        self.settle();
     }
 
-    fn advance_call(&mut self, step: usize) {
+    pub(super) fn advance_call(&mut self, step: usize) {
         let Work::Call(call) = &mut self.steps[step].work else { return };
         if call.busy {
             return;
         }
         call.busy = true;
         if call.not_before > self.now {
-            self.timers.insert((call.not_before, step, None));
+            self.timers.insert((call.not_before, Wake::Step(step)));
             return;
         }
         let attempt = call.failures + 1;
         match self.body(step, None) {
-            Ok(body) => self.send(Flight { step, item: None, attempt }, body, Action::Call),
-            Err(why) => self.fail_step(step, why),
+            Ok(body) => {
+                let flight = Flight { step, item: None, attempt, undo: false };
+                self.send(flight, body, Action::Call);
+            }
+            Err(why) => self.give_up(step, None, why),
         }
     }
 
@@ -130,8 +169,8 @@ impl Run {
         let concurrency = self.plan.steps[step].kind.concurrency();
         loop {
             let Work::Each(each) = &mut self.steps[step].work else { return };
-            if let Some(why) = each.problem.take() {
-                return self.fail_step(step, why);
+            if let Some(why) = each.problem.clone() {
+                return self.give_up(step, None, why);
             }
             if each.complete && each.items.is_empty() {
                 return self.end_step(step, StepState::Succeeded, String::new(), None);
@@ -145,10 +184,17 @@ impl Run {
             each.busy += 1;
             match self.body(step, Some((number, body))) {
                 Ok(body) => {
-                    let flight = Flight { step, item: Some(number), attempt };
+                    let flight = Flight { step, item: Some(number), attempt, undo: false };
                     self.send(flight, body, Action::Call);
                 }
-                Err(why) => return self.fail_step(step, format!("item {number}: {why}")),
+                // Not the fault of a service, but an attempt that failed all the same.
+                Err(why) => {
+                    let flight = Flight { step, item: Some(number), attempt, undo: false };
+                    self.refuse(flight, CODE_INVALID, why);
+                    if self.steps[step].ending {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -189,23 +235,35 @@ impl Run {
         self.next_call += 1;
         self.moved = true;
         self.flights.insert(call, flight);
+        let (service, method, timeout_ms, idempotent) = match planned.undo.as_ref() {
+            Some(undo) if flight.undo => {
+                (&undo.service, &undo.method, undo.timeout_ms, undo.idempotent)
+            }
+            _ => (&planned.service, &planned.method, planned.timeout_ms, planned.idempotent),
+        };
+        // No id of a step has a slash.
+        let undo = flight.undo.then(|| format!("{}/undo", planned.id));
+        let name = undo.as_deref().unwrap_or(&planned.id);
         self.actions.push_back(action(Call {
             call,
-            key: call_key(&self.id, &planned.id, flight.item, flight.attempt),
+            key: call_key(&self.id, name, flight.item, flight.attempt),
             step: flight.step,
             item: flight.item,
             attempt: flight.attempt,
-            service: Arc::clone(&planned.service),
-            method: Arc::clone(&planned.method),
+            service: Arc::clone(service),
+            method: Arc::clone(method),
             body,
-            timeout_ms: planned.timeout_ms,
-            idempotent: planned.idempotent,
+            timeout_ms,
+            idempotent,
         }));
     }
 
     /// A call was answered. Its place stays taken until the answer is on record.
     pub(super) fn answered(&mut self, call: CallId, body: Bytes) {
         let Some(flight) = self.flights.remove(&call) else { return };
+        if flight.undo {
+            return self.undo_answered(flight.step);
+        }
         if let Some(item) = flight.item {
             return self.outbox.done(flight.step, item);
         }
@@ -215,7 +273,7 @@ impl Run {
                 "the result has {} bytes; the most is {RESULT_MAX_BYTES}: let the method give a stream",
                 body.len()
             );
-            return self.fail_step(flight.step, why);
+            return self.refuse(flight, CODE_TOO_LARGE, why);
         }
         if planned.output_is_decoded
             && let Err(why) = decode(&planned.output, &body)
@@ -229,42 +287,13 @@ impl Run {
     pub(super) fn failed(&mut self, call: CallId, code: i32, message: String) {
         let Some(flight) = self.flights.remove(&call) else { return };
         match self.steps[flight.step].work {
+            _ if flight.undo => self.undo_failed(flight, code, message),
             Work::Source(_) => self.interrupted(flight.step, code, message),
             Work::Call(_) | Work::Each(_) => self.attempt_failed(flight, code, message),
         }
     }
 
-    fn attempt_failed(&mut self, flight: Flight, code: i32, message: String) {
-        let Flight { step, item, attempt } = flight;
-        let attempts = self.plan.steps[step].retry.attempts;
-        if attempt < attempts && !is_final(code) {
-            let failed = FailedAttempt { item, attempt, code, message };
-            return self.outbox.failed(self.now.0, step, failed);
-        }
-        let item = item.map(|item| format!("item {item}: ")).unwrap_or_default();
-        let code_name = code_name(code);
-        let why = format!("{item}{code_name}: {message} (attempt {attempt} of {attempts})");
-        self.fail_step(step, why);
-    }
-
-    /// Whether a source that broke off may be opened again.
-    pub(super) fn may_reopen(&self, step: usize, failures: u32, code: i32) -> bool {
-        failures < self.plan.steps[step].retry.attempts && !is_final(code)
-    }
-
-    /// A step failed for good, and with it the run.
-    pub(super) fn fail_step(&mut self, step: usize, why: String) {
-        let why = cut(why);
-        let reason = self.failure(step, &why);
-        self.end_step(step, StepState::Failed, why, None);
-        self.end(RunState::Failed, reason);
-    }
-
-    fn failure(&self, step: usize, why: &str) -> String {
-        format!("step `{}`: {why}", self.plan.steps[step].id)
-    }
-
-    /// Records the end of a step; the end of the run too when it was the last.
+    /// Records the end of a step, or that it has failed.
     pub(super) fn end_step(
         &mut self,
         step: usize,
@@ -273,24 +302,9 @@ impl Run {
         output: Option<Bytes>,
     ) {
         self.steps[step].ending = true;
-        self.to_end -= 1;
+        self.to_end -= usize::from(state != StepState::Failed);
+        self.warned |= state == StepState::Skipped;
         let at_ms = self.now.0;
         self.outbox.push(Record::Step { at_ms, step: step as u32, state, reason, output });
-        if self.to_end == 0 && state == StepState::Succeeded {
-            self.end(RunState::Succeeded, String::new());
-        }
-    }
-
-    /// Records the end of the run. Nothing new begins from here on.
-    pub(super) fn end(&mut self, state: RunState, reason: String) {
-        if self.mode == Mode::Live {
-            self.mode = Mode::Closing;
-            self.outbox.push(Record::Run { at_ms: self.now.0, state, reason });
-        }
-    }
-
-    /// Waits until a time before a step is looked at again.
-    pub(super) fn wake_at(&mut self, at: Time, step: usize) {
-        self.timers.insert((at, step, None));
     }
 }

@@ -6,9 +6,12 @@
 
 use std::sync::Arc;
 
+use minijinja::value::ValueKind;
+
 use super::outbox::count_end;
 use super::steps::{EachWork, ItemBody, Phase, StepRun, Work};
-use super::{Action, Mode, Run, Time};
+use super::{Action, Mode, Run, Time, Wake};
+use crate::failure::OnFailure;
 use crate::key::{Fingerprint, call_key};
 use crate::message::{decode, message_value, words};
 use crate::plan::StepKind;
@@ -42,11 +45,12 @@ impl Run {
         if self.state.is_end() {
             return Err(format!("the run had ended, it was {}", self.state.name()));
         }
+        self.at = record.at().unwrap_or(self.at);
         match record {
             Record::Run { state, reason, .. } => self.apply_run(*state, reason),
             Record::Progress { .. } => Ok(()),
             Record::Opened { step, attempt } => {
-                let index = self.running(*step)?;
+                let index = self.open_step(*step)?;
                 let source = source_of(&mut self.steps[index])?;
                 source.attempts = *attempt;
                 if self.live() {
@@ -54,45 +58,148 @@ impl Run {
                 }
                 Ok(())
             }
-            Record::Interrupted { at_ms, step, code, message } => {
-                let index = self.running(*step)?;
-                self.apply_interruption(index, Time(*at_ms), *code, message)
+            Record::Interrupted { step, code, message, last, .. } => {
+                let index = self.open_step(*step)?;
+                self.apply_interruption(index, *code, message, *last)
             }
             Record::Items { step, first, items, fingerprint } => {
-                let index = self.running(*step)?;
+                let index = self.open_step(*step)?;
                 self.apply_items(index, *first, items, *fingerprint)
             }
             Record::Done { step, items } => {
-                let index = self.running(*step)?;
+                let index = self.open_step(*step)?;
                 self.apply_done(index, items)
             }
-            Record::Failed { at_ms, step, attempts } => {
-                let index = self.running(*step)?;
-                attempts
-                    .iter()
-                    .try_for_each(|attempt| self.apply_failure(index, Time(*at_ms), attempt))
+            Record::Failed { step, attempts, .. } => {
+                let index = self.open_step(*step)?;
+                attempts.iter().try_for_each(|attempt| self.apply_failure(index, attempt))
             }
             Record::Step { step, state, reason, output, .. } => {
-                let index = self.running(*step)?;
-                if !state.is_end() {
-                    return Err(format!("a step does not end as {}", state.name()));
-                }
-                self.apply_end(index, *state, reason, output.as_ref())
+                self.apply_step(*step, *state, reason, output.as_ref())
+            }
+            Record::Retry { step, .. } => {
+                let index = self.failed_step(*step)?;
+                self.rescue(index, self.at);
+                Ok(())
+            }
+            Record::SkipItems { step, .. } => {
+                let index = self.failed_step(*step)?;
+                self.warned = true;
+                each_of(&mut self.steps[index])?.drop_failed();
+                Ok(())
+            }
+            Record::Again { wait_ms, reason, .. } => {
+                self.apply_again(*wait_ms, reason);
+                Ok(())
+            }
+            Record::Undo { end, reason, .. } => self.apply_undo(*end, reason),
+            Record::UndoFailed { step, failed, .. } => {
+                let index = self.known(*step)?;
+                self.apply_undo_failed(index, failed)
+            }
+            Record::Undone { step, left, .. } => {
+                let index = self.known(*step)?;
+                self.apply_undone(index, left)
             }
         }
+    }
+
+    /// A step ended, or failed.
+    fn apply_step(
+        &mut self,
+        step: u32,
+        state: StepState,
+        reason: &str,
+        output: Option<&bytes::Bytes>,
+    ) -> Result<(), String> {
+        match state {
+            StepState::Succeeded | StepState::Omitted => {
+                let index = self.open_step(step)?;
+                self.apply_end(index, state, reason, output)
+            }
+            StepState::Skipped => {
+                let index = self.known(step)?;
+                let before = self.steps[index].state;
+                if before.is_end() && before != StepState::Failed {
+                    return Err(format!("step {step} is {}", before.name()));
+                }
+                self.apply_end(index, state, reason, output)
+            }
+            StepState::Failed => {
+                let index = self.open_step(step)?;
+                let step = &mut self.steps[index];
+                (step.state, step.error) = (state, reason.to_owned());
+                count_end(&mut step.counts, state, false);
+                self.failed += 1;
+                self.close_undo(index);
+                Ok(())
+            }
+            StepState::Waiting | StepState::Running | StepState::Undone | StepState::Cancelled => {
+                Err(format!("a step does not end as {}", state.name()))
+            }
+        }
+    }
+
+    /// The run is tried again.
+    fn apply_again(&mut self, wait_ms: u64, reason: &str) {
+        let from = self.at.plus_ms(wait_ms);
+        (self.tries, self.try_began) = (self.tries + 1, from);
+        self.reason = format!("try {} of {}: {reason}", self.tries + 1, self.plan.retry.attempts);
+        for step in 0..self.steps.len() {
+            if self.steps[step].state == StepState::Failed {
+                self.rescue(step, from);
+            }
+        }
+    }
+
+    /// A step that has failed begins anew, with all its attempts.
+    fn rescue(&mut self, index: usize, not_before: Time) {
+        let (live, now) = (self.live(), self.now);
+        self.failed -= 1;
+        let step = &mut self.steps[index];
+        (step.state, step.ending) = (StepState::Running, false);
+        step.began = not_before;
+        match &mut step.work {
+            Work::Call(call) => {
+                (call.since, call.not_before, call.busy) = (0, not_before, false);
+                step.counts.failed = 0;
+            }
+            Work::Source(source) => {
+                (source.failures, source.not_before) = (0, not_before);
+                source.phase = Phase::Closed;
+                step.counts.failed = 0;
+            }
+            Work::Each(each) => {
+                for (number, item) in each.items.iter_mut().filter(|(_, item)| item.failed) {
+                    (item.since, item.failed, item.not_before) = (0, false, not_before);
+                    match live && not_before > now {
+                        true => {
+                            self.timers.insert((not_before, Wake::Item(index, *number)));
+                        }
+                        false if live => each.ready.push_back(*number),
+                        false => {}
+                    }
+                }
+                step.counts.failed = each.skipped;
+            }
+        }
+        if let Some(ms) = self.plan.steps[index].deadline_ms.filter(|_| live) {
+            self.timers.insert((not_before.plus_ms(ms), Wake::Deadline(index)));
+        }
+        self.dirty.insert(index);
     }
 
     fn apply_interruption(
         &mut self,
         index: usize,
-        at: Time,
         code: i32,
         message: &str,
+        last: bool,
     ) -> Result<(), String> {
         let retry = self.plan.steps[index].retry;
-        let chance = self.chance(index, None, 0);
+        let (chance, at) = (self.chance(index, None, 0), self.at);
         let step = &mut self.steps[index];
-        step.counts.retries += 1;
+        step.counts.retries += u64::from(!last);
         step.error = format!("{}: {message}", code_name(code));
         let source = source_of(step)?;
         source.failures += 1;
@@ -147,13 +254,28 @@ impl Run {
         matches!(self.mode, Mode::Live | Mode::Closing)
     }
 
-    /// The index of a step that runs.
-    fn running(&self, step: u32) -> Result<usize, String> {
-        let index = step as usize;
-        match self.steps.get(index) {
-            Some(found) if found.state == StepState::Running => Ok(index),
-            Some(found) => Err(format!("step {step} is {}", found.state.name())),
-            None => Err(format!("it names step {step}, the pipeline has {}", self.steps.len())),
+    fn known(&self, step: u32) -> Result<usize, String> {
+        match (step as usize) < self.steps.len() {
+            true => Ok(step as usize),
+            false => Err(format!("it names step {step}, the pipeline has {}", self.steps.len())),
+        }
+    }
+
+    /// The index of a step of which something may still come: it runs, or it has failed
+    /// and what it had in flight besides comes to its end.
+    fn open_step(&self, step: u32) -> Result<usize, String> {
+        let index = self.known(step)?;
+        match self.steps[index].state {
+            StepState::Running | StepState::Failed => Ok(index),
+            other => Err(format!("step {step} is {}", other.name())),
+        }
+    }
+
+    fn failed_step(&self, step: u32) -> Result<usize, String> {
+        let index = self.known(step)?;
+        match self.steps[index].state {
+            StepState::Failed => Ok(index),
+            other => Err(format!("step {step} is {} and has not failed", other.name())),
         }
     }
 
@@ -162,29 +284,72 @@ impl Run {
         if !first && !self.state.may_become(state) {
             return Err(format!("a {} run does not become {}", self.state.name(), state.name()));
         }
+        let before = self.state;
         self.state = state;
         self.reason = reason.to_owned();
-        if state == RunState::Running {
-            // Those that wait for nothing; they take along those that wait for them only.
-            let free = |step: &usize| self.steps[*step].waiting == 0;
-            let first: Vec<usize> = (0..self.steps.len()).filter(free).collect();
-            first.into_iter().for_each(|step| self.begin(step));
+        match (before, state) {
+            (RunState::Paused, RunState::Running) => self.apply_resumed(),
+            (_, RunState::Running) => {
+                (self.began, self.try_began) = (self.at, self.at);
+                // Those that wait for nothing; they take along those that wait for them only.
+                let free = |step: &usize| self.steps[*step].waiting == 0;
+                let first: Vec<usize> = (0..self.steps.len()).filter(free).collect();
+                first.into_iter().for_each(|step| self.begin(step));
+            }
+            (_, RunState::Paused) => {
+                self.paused_at = self.at;
+                if self.live() {
+                    (0..self.steps.len()).for_each(|step| self.close(step));
+                }
+            }
+            _ => {}
         }
         if state.is_end() && self.live() {
             let flights = std::mem::take(&mut self.flights);
             self.actions.extend(flights.into_keys().map(Action::Drop));
+            self.answer_all(state);
             self.actions.push_back(Action::Ended(state));
             self.mode = Mode::Gone;
         }
         Ok(())
     }
 
+    /// The run goes on after a pause: what has a deadline has it later by the pause.
+    fn apply_resumed(&mut self) {
+        let pause_ms = self.at.0.saturating_sub(self.paused_at.0);
+        let live = self.live();
+        self.began = self.began.plus_ms(pause_ms);
+        self.try_began = self.try_began.plus_ms(pause_ms);
+        for step in &mut self.steps {
+            step.began = step.began.plus_ms(pause_ms);
+        }
+        self.rescue_undo();
+        if live {
+            self.look_again();
+        }
+    }
+
     /// A step whose turn has come. What it needs is on record, so a list is made from
     /// the same values again after a replay.
     fn begin(&mut self, index: usize) {
+        // A step may have been skipped before its turn, and none begins while what the
+        // run did is taken back.
+        if self.steps[index].state != StepState::Waiting || self.undo.is_some() {
+            return;
+        }
         self.steps[index].state = StepState::Running;
+        self.steps[index].began = self.at;
+        self.steps[index].left_out = self.left_out(index);
         self.dirty.insert(index);
         let plan = Arc::clone(&self.plan);
+        if let Some(ms) = plan.steps[index].deadline_ms.filter(|_| self.live()) {
+            self.timers.insert((self.at.plus_ms(ms), Wake::Deadline(index)));
+        }
+        if self.steps[index].left_out.is_some()
+            && !matches!(plan.steps[index].kind, StepKind::Source { .. })
+        {
+            return;
+        }
         let (list, place) = match &plan.steps[index].kind {
             StepKind::EachElement { list, place, .. } => (list, place),
             StepKind::Source { takers } => {
@@ -218,6 +383,33 @@ impl Run {
         }
     }
 
+    /// Why a step whose turn has come does not run: what it reads is not there, or a
+    /// condition is not true. What conditions read is on record, so a replay finds the same.
+    fn left_out(&self, index: usize) -> Option<(StepState, String)> {
+        let gone = |step: &&usize| {
+            matches!(self.steps[**step].state, StepState::Skipped | StepState::Omitted)
+        };
+        if let Some(read) = self.plan.steps[index].reads.iter().find(gone) {
+            let (id, state) = (&self.plan.steps[*read].id, self.steps[*read].state);
+            let why = format!("it reads the output of `{id}`, which was {}", state.name());
+            return Some((state, why));
+        }
+        let when = &self.plan.steps[index].when;
+        let scope = if when.is_empty() { return None } else { self.scope.value(None) };
+        when.iter().find_map(|(condition, place)| {
+            let (source, place) = (condition.source(), &place.path);
+            match condition.evaluate(&scope) {
+                Ok(value) if value.kind() == ValueKind::Bool => (!value.is_true())
+                    .then(|| (StepState::Omitted, format!("its condition `{source}` is false"))),
+                Ok(value) => {
+                    let why = format!("`{source}` is {} and not true or false", words(&value));
+                    Some((StepState::Failed, format!("{place}: {why}")))
+                }
+                Err(error) => Some((StepState::Failed, format!("{place}: {error}"))),
+            }
+        })
+    }
+
     /// Hands items to the steps that take them.
     fn give(&mut self, source: usize, first: u64, items: &[bytes::Bytes]) {
         let live = self.live();
@@ -225,6 +417,9 @@ impl Run {
         let StepKind::Source { takers } = &plan.steps[source].kind else { return };
         for taker in takers {
             let step = &mut self.steps[*taker];
+            if matches!(step.state, StepState::Skipped | StepState::Omitted) {
+                continue;
+            }
             step.counts.items += items.len() as u64;
             let Work::Each(each) = &mut step.work else { continue };
             for (number, item) in (first..).zip(items) {
@@ -244,21 +439,19 @@ impl Run {
         }
     }
 
-    fn apply_failure(
-        &mut self,
-        index: usize,
-        at: Time,
-        failed: &FailedAttempt,
-    ) -> Result<(), String> {
-        let (live, retry) = (self.live(), self.plan.steps[index].retry);
+    fn apply_failure(&mut self, index: usize, failed: &FailedAttempt) -> Result<(), String> {
+        let (live, at, planned) = (self.live(), self.at, &self.plan.steps[index]);
         let chance = self.chance(index, failed.item, failed.attempt);
         let step = &mut self.steps[index];
-        step.counts.retries += 1;
+        match failed.last {
+            true => step.counts.failed += 1,
+            false => step.counts.retries += 1,
+        }
         step.error = format!("{}: {}", code_name(failed.code), failed.message);
-        let (failures, not_before) = match (&mut step.work, failed.item) {
+        let (failures, since, not_before) = match (&mut step.work, failed.item) {
             (Work::Call(call), None) => {
                 call.busy = live;
-                (&mut call.failures, &mut call.not_before)
+                (&mut call.failures, &mut call.since, &mut call.not_before)
             }
             (Work::Each(each), Some(number)) => {
                 let Some(item) = each.items.get_mut(&number) else {
@@ -267,25 +460,51 @@ impl Run {
                 if live {
                     each.busy = each.busy.saturating_sub(1);
                 }
-                (&mut item.failures, &mut item.not_before)
+                item.failed = failed.last;
+                (&mut item.failures, &mut item.since, &mut item.not_before)
             }
             _ => return Err(format!("no attempt of step {index} can fail so")),
         };
-        *failures += 1;
+        (*failures, *since) = (*failures + 1, *since + 1);
         if *failures != failed.attempt {
             return Err(format!("attempt {} failed as failure {failures}", failed.attempt));
         }
-        *not_before = at.plus_ms(retry.wait_ms(*failures, chance));
-        if live {
-            self.timers.insert((*not_before, index, failed.item));
+        *not_before = at.plus_ms(planned.retry.wait_ms(*since, chance));
+        let not_before = *not_before;
+        if failed.last {
+            if let (Work::Each(each), OnFailure::Skip, Some(item)) =
+                (&mut step.work, planned.on_failure, failed.item)
+            {
+                each.skip(item);
+                self.warned = true;
+                self.touch_source(index);
+            }
+        } else if live {
+            let wake = match failed.item {
+                Some(item) => Wake::Item(index, item),
+                None => Wake::Step(index),
+            };
+            self.timers.insert((not_before, wake));
         }
         self.dirty.insert(index);
         Ok(())
     }
 
     /// Something that differs from call to call and is the same after a replay.
-    fn chance(&self, index: usize, item: Option<u64>, attempt: u32) -> u8 {
+    pub(super) fn chance(&self, index: usize, item: Option<u64>, attempt: u32) -> u8 {
         call_key(&self.id, &self.plan.steps[index].id, item, attempt)[0]
+    }
+
+    /// The same for the tries of the run.
+    pub(super) fn chance_of_try(&self) -> u8 {
+        call_key(&self.id, "", None, self.tries)[0]
+    }
+
+    /// The outcome of a step's call is known.
+    fn close_undo(&mut self, index: usize) {
+        if let Some(undo) = &mut self.undo {
+            undo.open.remove(&index);
+        }
     }
 
     fn apply_end(
@@ -298,7 +517,9 @@ impl Run {
         let plan = Arc::clone(&self.plan);
         let planned = &plan.steps[index];
         let step = &mut self.steps[index];
-        step.state = state;
+        let before = std::mem::replace(&mut step.state, state);
+        self.failed -= usize::from(before == StepState::Failed);
+        self.warned |= state == StepState::Skipped;
         count_end(&mut step.counts, state, output.is_some());
         if !reason.is_empty() {
             step.error = reason.to_owned();
@@ -310,6 +531,7 @@ impl Run {
             *each = EachWork::default();
         }
         self.unended -= 1;
+        self.close_undo(index);
         for read in &planned.reads {
             self.readers[*read] -= 1;
             if self.readers[*read] == 0 {
@@ -317,8 +539,8 @@ impl Run {
                 self.outputs.remove(read);
             }
         }
-        if state != StepState::Succeeded {
-            return Ok(());
+        if state == StepState::Succeeded {
+            self.finished.push(index);
         }
         if let Some(body) = output.filter(|_| self.readers[index] > 0) {
             if planned.output_is_decoded {
@@ -329,6 +551,9 @@ impl Run {
         }
         if let StepKind::Source { takers } = &planned.kind {
             for taker in takers {
+                if before == StepState::Waiting {
+                    self.one_less(*taker);
+                }
                 self.steps[*taker].counts.items_complete = true;
                 if let Work::Each(each) = &mut self.steps[*taker].work {
                     each.complete = true;

@@ -21,18 +21,23 @@
 //! failures on record, so after a crash a call whose outcome is unknown is sent
 //! again under its old key, and a new attempt follows only a recorded failure.
 //!
-//! Parts: `apply` (records → state) · `advance` (state → calls) · `source` (streams
-//! that give items) · `steps` (state of a step) · `outbox` (records that wait, in
-//! batches) · `scope` (what expressions see). Driven by the scheduler.
+//! Parts: `apply` (records → state) · `advance` (state → calls) · `failure` (what
+//! follows when no attempt is left, deadlines) · `undo` (compensations) · `commands`
+//! (what people want) · `source` (streams that give items) · `steps` (state of a step)
+//! · `outbox` (records that wait, in batches) · `scope` (what expressions see). Driven
+//! by the scheduler.
 
 mod advance;
 mod apply;
+mod commands;
+mod failure;
 mod outbox;
 mod scope;
 mod source;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod undo;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -45,9 +50,11 @@ use crate::record::{Counts, Record, cut};
 use crate::state::{RunState, StepState};
 
 pub use apply::{ReplayError, code_name};
+pub use commands::{Command, Skip};
 use outbox::Outbox;
 use scope::Scope;
 use steps::StepRun;
+use undo::Undo;
 
 /// How many items may be read ahead of the calls that take them. Enough that a step
 /// with many calls in flight never waits for the source's next batch.
@@ -121,10 +128,12 @@ pub enum Event {
         /// Which.
         call: CallId,
     },
-    /// Somebody wants the run to stop.
-    Cancel {
-        /// Why.
-        reason: String,
+    /// Somebody wants something of the run; answered by [`Action::Answer`].
+    Command {
+        /// Names the asking.
+        ask: u64,
+        /// What is wanted.
+        command: Command,
     },
     /// It is later than [`Run::poll_timeout`] said.
     Timeout,
@@ -152,6 +161,13 @@ pub enum Action {
     },
     /// Cancel a call or stream; no event of it is wanted any more.
     Drop(CallId),
+    /// What became of a command: done, and on disk, or refused with the reason.
+    Answer {
+        /// The asking.
+        ask: u64,
+        /// What became of it.
+        outcome: Result<(), String>,
+    },
     /// The run has ended, and the store knows it. Nothing follows.
     Ended(RunState),
     /// Forget this run and load it from the store again. Nothing follows.
@@ -192,6 +208,33 @@ struct Flight {
     step: usize,
     item: Option<u64>,
     attempt: u32,
+    /// It takes back what the step did.
+    undo: bool,
+}
+
+/// When something has to be looked at again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Wake {
+    /// A step's next attempt.
+    Step(usize),
+    /// The next attempt of an item of a step.
+    Item(usize, u64),
+    /// A step's deadline.
+    Deadline(usize),
+    /// The next attempt to take something back.
+    Undo,
+}
+
+/// Whether a change of the run itself is on its way to disk: until it is there nothing
+/// new begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// None.
+    No,
+    /// It is in the outbox.
+    Queued,
+    /// It is part of the append under way.
+    Writing,
 }
 
 /// Whether the run acts.
@@ -217,7 +260,23 @@ pub struct Run {
     reason: String,
     records: u64,
     steps: Vec<StepRun>,
+    /// The time of the record that is being applied.
+    at: Time,
+    /// When it began to run, and when this try of it did; moved on by pauses.
+    began: Time,
+    try_began: Time,
+    paused_at: Time,
+    /// Tries of the run as a whole that failed.
+    tries: u32,
+    /// Steps that are not done with: neither succeeded nor skipped nor omitted.
     unended: usize,
+    /// Steps that have failed and wait for somebody.
+    failed: usize,
+    /// Something was skipped.
+    warned: bool,
+    /// The steps that succeeded, in that order.
+    finished: Vec<usize>,
+    undo: Option<Undo>,
     scope: Scope,
     outputs: BTreeMap<usize, Bytes>,
     readers: Vec<usize>,
@@ -229,9 +288,17 @@ pub struct Run {
     actions: VecDeque<Action>,
     flights: BTreeMap<CallId, Flight>,
     next_call: u64,
-    timers: BTreeSet<(Time, usize, Option<u64>)>,
+    timers: BTreeSet<(Time, Wake)>,
     dirty: BTreeSet<usize>,
+    /// As `unended`, with the records that wait counted in.
     to_end: usize,
+    hold: Hold,
+    /// Its end is decided, and what leads there is on its way to disk.
+    winding: bool,
+    /// Commands that wait for their turn; those whose records wait, and are written.
+    commands: VecDeque<(u64, Command)>,
+    asks: Vec<u64>,
+    asks_writing: Vec<u64>,
     /// The counts as they were last recorded, when, and whether they moved since.
     shown: Vec<Counts>,
     shown_at: Time,
@@ -259,14 +326,32 @@ impl Run {
             for read in &step.reads {
                 readers[*read] += 1;
             }
+            // A compensation may come at any time until the run ends.
+            for read in step.undo.iter().flat_map(|undo| &undo.reads) {
+                readers[*read] += 1;
+            }
         }
         Self {
             id: id.into(),
             state: RunState::Recorded,
             reason: String::new(),
             records: 0,
+            at: Time::default(),
+            began: Time::default(),
+            try_began: Time::default(),
+            paused_at: Time::default(),
+            tries: 0,
             unended: steps.len(),
+            failed: 0,
+            warned: false,
+            finished: Vec::new(),
+            undo: None,
             to_end: steps.len(),
+            hold: Hold::No,
+            winding: false,
+            commands: VecDeque::new(),
+            asks: Vec::new(),
+            asks_writing: Vec::new(),
             shown: vec![Counts::default(); steps.len()],
             scope: Scope::new(id, parameters),
             outputs: BTreeMap::new(),
@@ -312,6 +397,7 @@ impl Run {
             (_, Event::Appended) => self.appended(),
             (_, Event::AppendFailed { reason }) => self.evict(reason),
             (_, Event::Fenced) => self.evict("another scheduler owns this run".to_owned()),
+            (_, Event::Command { ask, command }) => self.commands.push_back((ask, command)),
             // The end is on its way to disk: what comes now changes nothing.
             (Mode::Closing, _) => {}
             (Mode::Live, Event::Answered { call, body }) => self.answered(call, body),
@@ -320,10 +406,11 @@ impl Run {
             }
             (Mode::Live, Event::Items { call, items }) => self.items(call, items),
             (Mode::Live, Event::Ended { call }) => self.stream_ended(call),
-            (Mode::Live, Event::Cancel { reason }) => self.end(RunState::Cancelled, cut(reason)),
             (Mode::Live, Event::Timeout) => {}
         }
         self.fire_timers();
+        self.check_limits();
+        self.take_commands();
         self.advance();
     }
 
@@ -348,6 +435,10 @@ impl Run {
         }
         let records = Arc::new(self.outbox.take());
         self.appending = Some(records.clone());
+        self.asks_writing = std::mem::take(&mut self.asks);
+        if self.hold == Hold::Queued {
+            self.hold = Hold::Writing;
+        }
         Some(Action::Append(records))
     }
 
@@ -356,10 +447,11 @@ impl Run {
     pub fn poll_timeout(&self) -> Option<Time> {
         match self.mode {
             Mode::Live => {
-                let timer = self.timers.first().map(|(at, ..)| *at);
+                let timer = self.timers.first().map(|(at, _)| *at);
+                let limit = self.limit().map(|(at, _)| at);
                 // While an append is on its way nothing can be added to it.
                 let progress = self.progress_at().filter(|_| self.appending.is_none());
-                timer.into_iter().chain(progress).min()
+                timer.into_iter().chain(limit).chain(progress).min()
             }
             Mode::Loading | Mode::Closing | Mode::Gone => None,
         }
@@ -424,6 +516,11 @@ impl Run {
         if !moved.is_empty() {
             self.outbox.add_progress(Record::Progress { at_ms: self.now.0, steps: moved });
         }
+    }
+
+    /// Whether something new may begin.
+    fn may_act(&self) -> bool {
+        self.mode == Mode::Live && self.state == RunState::Running && self.hold == Hold::No
     }
 
     fn evict(&mut self, reason: String) {

@@ -123,14 +123,26 @@ impl Outbox {
                 }
                 Record::Done { step, items } => counts[*step as usize].done += items.len() as u64,
                 Record::Failed { step, attempts, .. } => {
-                    counts[*step as usize].retries += attempts.len() as u64;
+                    let last = attempts.iter().filter(|failed| failed.last).count() as u64;
+                    counts[*step as usize].failed += last;
+                    counts[*step as usize].retries += attempts.len() as u64 - last;
                 }
-                Record::Interrupted { step, .. } => counts[*step as usize].retries += 1,
+                Record::Interrupted { step, last, .. } => {
+                    counts[*step as usize].retries += u64::from(!last);
+                }
                 Record::Step { step, state, output, .. } => {
                     let counts = &mut counts[*step as usize];
                     count_end(counts, *state, output.is_some());
                 }
-                Record::Run { .. } | Record::Opened { .. } | Record::Progress { .. } => {}
+                Record::Run { .. }
+                | Record::Opened { .. }
+                | Record::Retry { .. }
+                | Record::SkipItems { .. }
+                | Record::Again { .. }
+                | Record::Undo { .. }
+                | Record::UndoFailed { .. }
+                | Record::Undone { .. }
+                | Record::Progress { .. } => {}
             }
         }
     }
@@ -140,8 +152,14 @@ impl Outbox {
 pub(super) fn count_end(counts: &mut Counts, state: StepState, has_output: bool) {
     match state {
         StepState::Succeeded => counts.done += u64::from(has_output),
-        StepState::Failed => counts.failed += 1,
-        StepState::Waiting | StepState::Running | StepState::Cancelled => {}
+        // An attempt that failed for good was counted; not every failure is one.
+        StepState::Failed => counts.failed = counts.failed.max(1),
+        StepState::Waiting
+        | StepState::Running
+        | StepState::Skipped
+        | StepState::Omitted
+        | StepState::Undone
+        | StepState::Cancelled => {}
     }
     counts.items_complete |= state == StepState::Succeeded;
 }

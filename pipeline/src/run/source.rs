@@ -14,11 +14,11 @@
 use bytes::Bytes;
 
 use super::steps::{Phase, Work};
-use super::{Action, CallId, Flight, Mode, READ_AHEAD_BYTES, READ_AHEAD_ITEMS, Run};
+use super::{Action, CallId, Flight, Mode, READ_AHEAD_BYTES, READ_AHEAD_ITEMS, Run, Wake};
 use crate::key::Fingerprint;
 use crate::plan::StepKind;
 use crate::record::Record;
-use crate::state::StepState;
+use crate::state::{RunState, StepState};
 
 /// A source is pulled when this part of the room is free: in bites, not in crumbs.
 const PULL_PART: usize = 4;
@@ -33,7 +33,7 @@ impl Run {
                 source.phase = Phase::Between;
                 let (attempt, not_before) = (source.attempts + 1, source.not_before);
                 if not_before > now {
-                    self.wake_at(not_before, step);
+                    self.timers.insert((not_before, Wake::Step(step)));
                 } else {
                     self.outbox.push(Record::Opened { step: step as u32, attempt });
                 }
@@ -44,12 +44,13 @@ impl Run {
 
     /// The record of an opening is on disk: open.
     pub(super) fn open(&mut self, step: usize) {
-        if self.mode != Mode::Live {
-            return;
+        if self.mode != Mode::Live || self.state != RunState::Running || self.undo.is_some() {
+            // It will be opened when the run goes on, as the attempt after this one.
+            return self.close(step);
         }
         let body = match self.body(step, None) {
             Ok(body) => body,
-            Err(why) => return self.fail_step(step, why),
+            Err(why) => return self.give_up(step, None, why),
         };
         let (known, call) = (self.steps[step].counts.items, CallId(self.next_call));
         let Work::Source(source) = &mut self.steps[step].work else { return };
@@ -57,9 +58,21 @@ impl Run {
         source.to_skip = known;
         source.read = Fingerprint::default();
         source.pull = (0, 0);
-        let flight = Flight { step, item: None, attempt: source.attempts };
+        let flight = Flight { step, item: None, attempt: source.attempts, undo: false };
         self.send(flight, body, Action::Open);
         self.dirty.insert(step);
+    }
+
+    /// Lets go of a stream, if it is open: it is opened again when the run goes on.
+    pub(super) fn close(&mut self, step: usize) {
+        let Work::Source(source) = &mut self.steps[step].work else { return };
+        // A stream that has ended by itself is not in flight any more.
+        if let Phase::Open(call) = source.phase
+            && self.flights.remove(&call).is_some()
+        {
+            self.actions.push_back(Action::Drop(call));
+        }
+        source.phase = Phase::Closed;
     }
 
     /// Reads on when there is room.
@@ -109,8 +122,7 @@ impl Run {
             if source.to_skip > 0 {
                 source.to_skip -= 1;
                 if source.to_skip == 0 && source.read != source.fingerprint {
-                    self.flights.remove(&call);
-                    self.actions.push_back(Action::Drop(call));
+                    self.close(step);
                     return self.other_items(step);
                 }
                 continue;
@@ -125,12 +137,10 @@ impl Run {
 
     fn other_items(&mut self, step: usize) {
         let known = self.steps[step].counts.items;
-        self.fail_step(
-            step,
-            format!(
-                "the stream was read again after an interruption and its first {known} items are not those it gave before; it must give the same items in the same order"
-            ),
+        let why = format!(
+            "the stream was read again after an interruption and its first {known} items are not those it gave before; it must give the same items in the same order"
         );
+        self.give_up(step, None, why);
     }
 
     /// The stream ended well.
@@ -150,13 +160,14 @@ impl Run {
         source.phase = Phase::Between;
         let fresh = source.unrecorded.0 > 0;
         let failures = if fresh { 1 } else { source.failures + 1 };
-        if self.may_reopen(step, failures, code) {
-            let at_ms = self.now.0;
-            let record = Record::Interrupted { at_ms, step: step as u32, code, message };
-            return self.outbox.push(record);
+        let last = self.is_last(step, failures, code);
+        let at_ms = self.now.0;
+        let (index, words) = (step as u32, message.clone());
+        self.outbox.push(Record::Interrupted { at_ms, step: index, code, message: words, last });
+        if last {
+            let code = super::apply::code_name(code);
+            let why = format!("the stream broke off {failures} times in a row: {code}: {message}");
+            self.give_up(step, None, why);
         }
-        let code = super::apply::code_name(code);
-        let why = format!("the stream broke off {failures} times in a row: {code}: {message}");
-        self.fail_step(step, why);
     }
 }

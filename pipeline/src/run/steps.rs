@@ -22,7 +22,11 @@ pub(super) struct StepRun {
     pub(super) counts: Counts,
     /// The last error.
     pub(super) error: String,
-    /// Its end waits in the outbox: nothing new begins.
+    /// When it began, or was told to begin anew; moved on by pauses.
+    pub(super) began: Time,
+    /// Why it is not to run, found when its turn came: its end, and the reason.
+    pub(super) left_out: Option<(StepState, String)>,
+    /// Its end waits in the outbox, or it has failed: nothing new begins.
     pub(super) ending: bool,
     pub(super) work: Work,
 }
@@ -40,6 +44,8 @@ pub(super) enum Work {
 pub(super) struct CallWork {
     /// Attempts that failed, on record.
     pub(super) failures: u32,
+    /// Those of them since it was last told to begin anew.
+    pub(super) since: u32,
     /// When the next attempt may begin.
     pub(super) not_before: Time,
     /// A call is in flight, or its outcome is on the way to disk, or a timer runs.
@@ -51,7 +57,7 @@ pub(super) struct CallWork {
 pub(super) struct SourceWork {
     /// How often it was opened.
     pub(super) attempts: u32,
-    /// Interruptions since the last new item.
+    /// Interruptions since the last new item, or since it was told to begin anew.
     pub(super) failures: u32,
     /// When it may be opened again.
     pub(super) not_before: Time,
@@ -87,6 +93,8 @@ pub(super) struct EachWork {
     pub(super) items: BTreeMap<u64, Item>,
     /// Their bytes.
     pub(super) bytes: usize,
+    /// Items that failed and are done with.
+    pub(super) skipped: u64,
     /// No more items come.
     pub(super) complete: bool,
     /// The list could not be made.
@@ -105,8 +113,12 @@ pub(super) struct Item {
     pub(super) body: ItemBody,
     /// Attempts that failed, on record.
     pub(super) failures: u32,
+    /// Those of them since it was last told to begin anew.
+    pub(super) since: u32,
     /// When the next attempt may begin.
     pub(super) not_before: Time,
+    /// No attempt is left: it waits until the step is told to begin anew.
+    pub(super) failed: bool,
 }
 
 /// What an item is.
@@ -133,6 +145,8 @@ impl StepRun {
                 + usize::from(matches!(planned.kind, StepKind::EachItem { .. })),
             counts: Counts::default(),
             error: String::new(),
+            began: Time::default(),
+            left_out: None,
             ending: false,
             work,
         }
@@ -151,7 +165,21 @@ impl StepRun {
 impl EachWork {
     pub(super) fn add(&mut self, number: u64, body: ItemBody) {
         self.bytes += body.bytes();
-        self.items.insert(number, Item { body, failures: 0, not_before: Time::default() });
+        self.items.insert(number, Item::new(body));
+    }
+
+    /// Forgets an item that failed.
+    pub(super) fn skip(&mut self, number: u64) {
+        self.skipped += u64::from(self.remove(number));
+    }
+
+    /// Forgets the items that have failed.
+    pub(super) fn drop_failed(&mut self) {
+        let failed = self.items.iter().filter(|(_, item)| item.failed);
+        let failed: Vec<u64> = failed.map(|(number, _)| *number).collect();
+        for number in failed {
+            self.skip(number);
+        }
     }
 
     /// Forgets an item that is done. False when it is not known: done before, or never read.
@@ -163,6 +191,12 @@ impl EachWork {
             }
             None => false,
         }
+    }
+}
+
+impl Item {
+    fn new(body: ItemBody) -> Self {
+        Self { body, failures: 0, since: 0, not_before: Time::default(), failed: false }
     }
 }
 

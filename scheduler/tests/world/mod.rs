@@ -134,6 +134,9 @@ impl Groups {
             let _hanging = Hanging(self);
             std::future::pending::<()>().await;
         }
+        if membership.user_id < 0 {
+            return Err(Status::new(Code::InvalidArgument, "no such user"));
+        }
         let every = self.fail_every.load(Ordering::SeqCst);
         if every > 0 && call.is_multiple_of(every) {
             return Err(Status::new(Code::Unavailable, "try again"));

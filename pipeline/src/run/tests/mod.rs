@@ -14,11 +14,15 @@ use bytes::Bytes;
 use prost_reflect::prost::Message as _;
 use prost_reflect::{DynamicMessage, Value as Field};
 
+mod examples;
+mod failure;
+mod shape;
+
 use super::*;
 use crate::definition::parse;
 use crate::key::call_key;
 use crate::record::FailedAttempt;
-use crate::testing::catalog;
+use crate::testing::{catalog, catalog_with_shop};
 
 const USERS: u64 = 300;
 
@@ -124,6 +128,15 @@ struct World {
     appending: Option<Arc<Vec<Record>>>,
     ended: Option<RunState>,
     evicted: bool,
+    /// What became of commands.
+    answers: BTreeMap<u64, Result<(), String>>,
+    asked: u64,
+    /// What fails: `step`, `step#item` or `step/undo`.
+    broken: BTreeSet<String>,
+    /// Crash at the append with this number, before or after the store has it.
+    crash_at: Option<(u64, bool)>,
+    /// Steps whose calls are never answered.
+    hang: BTreeSet<usize>,
     // What is checked.
     appends: u64,
     crashes: u64,
@@ -148,6 +161,8 @@ struct OnDisk {
     opened: u32,
     ended: BTreeSet<usize>,
     failed: BTreeSet<usize>,
+    undo_failures: BTreeMap<usize, u32>,
+    undone: Vec<usize>,
 }
 
 impl OnDisk {
@@ -171,15 +186,27 @@ impl OnDisk {
                 assert_eq!(*attempt, self.opened + 1, "every opening has its own attempt");
                 self.opened += 1;
             }
-            Record::Step { step, state, .. } => {
-                assert!(!self.failed.contains(&(*step as usize)), "step {step} ended twice");
-                let ended = match state {
-                    StepState::Succeeded => &mut self.ended,
-                    _ => &mut self.failed,
-                };
-                assert!(ended.insert(*step as usize), "step {step} ended twice");
+            Record::Step { step, state: StepState::Failed, .. } => {
+                assert!(self.failed.insert(*step as usize), "step {step} failed twice");
             }
-            Record::Run { .. } | Record::Interrupted { .. } | Record::Progress { .. } => {}
+            Record::Step { step, .. } => {
+                self.failed.remove(&(*step as usize));
+                assert!(self.ended.insert(*step as usize), "step {step} ended twice");
+            }
+            Record::Retry { step, .. } => assert!(self.failed.remove(&(*step as usize))),
+            Record::Again { .. } => self.failed.clear(),
+            Record::UndoFailed { step, .. } => {
+                *self.undo_failures.entry(*step as usize).or_default() += 1;
+            }
+            Record::Undone { step, left, .. } if left.is_empty() => {
+                self.undone.push(*step as usize)
+            }
+            Record::Run { .. }
+            | Record::Interrupted { .. }
+            | Record::SkipItems { .. }
+            | Record::Undo { .. }
+            | Record::Undone { .. }
+            | Record::Progress { .. } => {}
         }
     }
 }
@@ -190,9 +217,11 @@ impl World {
     }
 
     fn with(pipeline: &str, seed: u64, faults: Faults) -> Self {
-        let definition = parse(pipeline).unwrap();
+        let definition = parse(pipeline).unwrap_or_else(|why| panic!("{why}"));
         let parameters = definition.parameters("").unwrap();
-        let plan = Arc::new(Plan::new(definition, &catalog()).unwrap());
+        let plan = Arc::new(
+            Plan::new(definition, &catalog_with_shop()).unwrap_or_else(|why| panic!("{why}")),
+        );
         let now = Time(1_000_000);
         let journal = Run::first_records(now).iter().map(Record::encode).collect();
         let mut world = Self {
@@ -208,6 +237,11 @@ impl World {
             appending: None,
             ended: None,
             evicted: false,
+            answers: BTreeMap::new(),
+            asked: 0,
+            broken: BTreeSet::new(),
+            crash_at: None,
+            hang: BTreeSet::new(),
             appends: 0,
             crashes: 0,
             effects: BTreeMap::new(),
@@ -241,6 +275,13 @@ impl World {
         self.drain();
     }
 
+    /// Wants something of the run; the number of the asking.
+    fn want(&mut self, command: Command) -> u64 {
+        self.asked += 1;
+        self.handle(Event::Command { ask: self.asked, command });
+        self.asked
+    }
+
     fn drain(&mut self) {
         while let Some(action) = self.run.poll_action() {
             match action {
@@ -266,6 +307,9 @@ impl World {
                     let known = self.in_flight.remove(&call).is_some();
                     assert!(self.streams.remove(&call).is_some() || known);
                 }
+                Action::Answer { ask, outcome } => {
+                    self.answers.insert(ask, outcome);
+                }
                 Action::Ended(state) => self.ended = Some(state),
                 Action::Evict { .. } => self.evicted = true,
             }
@@ -281,6 +325,14 @@ impl World {
     /// A call may be made only when all it depends on is on disk.
     fn check(&mut self, call: &Call) {
         let planned = &self.plan.steps[call.step];
+        let undo = planned.undo.as_ref();
+        if undo.is_some_and(|undo| (&undo.service, &undo.method) == (&call.service, &call.method)) {
+            let failures = self.on_disk.undo_failures.get(&call.step).copied().unwrap_or(0);
+            assert_eq!(call.attempt, failures + 1, "an attempt follows recorded failures");
+            let key = call_key("run-1", &format!("{}/undo", planned.id), None, call.attempt);
+            assert_eq!(call.key, key);
+            return;
+        }
         for needed in &planned.waits_for {
             assert!(
                 self.on_disk.ended.contains(needed),
@@ -322,7 +374,8 @@ impl World {
             .filter(|(_, stream)| stream.items > 0 && stream.bytes > 0)
             .map(|(call, _)| *call)
             .collect();
-        let flying: Vec<CallId> = self.in_flight.keys().copied().collect();
+        let flying = self.in_flight.iter().filter(|(_, call)| !self.hang.contains(&call.step));
+        let flying: Vec<CallId> = flying.map(|(call, _)| *call).collect();
         let mut choices: Vec<u8> = Vec::new();
         choices.extend(self.appending.iter().map(|_| 0));
         choices.extend(flying.first().map(|_| 1));
@@ -348,6 +401,13 @@ impl World {
     fn append(&mut self) {
         let Some(records) = self.appending.take() else { return };
         self.appends += 1;
+        if let Some((_, durable)) = self.crash_at.filter(|(at, _)| at + 1 == self.appends) {
+            for record in records.iter().filter(|_| durable) {
+                self.on_disk.add(record);
+                self.journal.push(record.encode());
+            }
+            return self.crash();
+        }
         if self.seed.one_in(self.faults.append) {
             return self.handle(Event::AppendFailed { reason: "the disk is full".to_owned() });
         }
@@ -362,7 +422,7 @@ impl World {
         let Some(call) = self.in_flight.remove(&call) else { return };
         // The effect happens, whether the answer arrives or not.
         *self.effects.entry((call.step, call.item)).or_default() += 1;
-        let event = if self.seed.one_in(self.faults.call) {
+        let event = if self.is_broken(&call) || self.seed.one_in(self.faults.call) {
             Event::Failed { call: call.call, code: 14, message: "no worker".to_owned() }
         } else {
             let body = match &*call.method {
@@ -372,6 +432,48 @@ impl World {
             Event::Answered { call: call.call, body }
         };
         self.handle(event);
+    }
+
+    fn is_broken(&self, call: &Call) -> bool {
+        let id = &self.plan.steps[call.step].id;
+        let key = call_key("run-1", &format!("{id}/undo"), None, call.attempt);
+        let names = match (call.key == key, call.item) {
+            (true, _) => [format!("{id}/undo"), String::new()],
+            (false, Some(item)) => [id.to_string(), format!("{id}#{item}")],
+            (false, None) => [id.to_string(), String::new()],
+        };
+        names.iter().any(|name| self.broken.contains(name))
+    }
+
+    /// Until nothing happens by itself any more.
+    fn settle(&mut self) -> RunState {
+        /// Far more than any run here takes.
+        const STEPS_MAX: u64 = 200_000;
+        for _ in 0..STEPS_MAX {
+            if !self.step() {
+                return self.run.state().0;
+            }
+        }
+        panic!("the run does not come to rest: {:?}", self.run.state());
+    }
+
+    /// Until the run ends; when it rests before, somebody does something.
+    fn drive(&mut self, mut mend: impl FnMut(&mut World)) -> RunState {
+        for _ in 0..100 {
+            let state = self.settle();
+            if state.is_end() {
+                return state;
+            }
+            mend(self);
+        }
+        panic!("the run does not end: {:?}", self.run.state());
+    }
+
+    fn states(&self) -> String {
+        let states = self.run.views().into_iter().zip(&self.plan.steps);
+        let states: Vec<String> =
+            states.map(|(view, step)| format!("{} {}", step.id, view.state.name())).collect();
+        states.join(", ")
     }
 
     fn read(&mut self, call: CallId) {
@@ -609,14 +711,16 @@ fn cancelling_reaches_what_runs() {
     while world.in_flight.len() < 8 {
         assert!(world.step());
     }
-    world.handle(Event::Cancel { reason: "not wanted".to_owned() });
+    let cancel = |reason: &str| Command::Cancel { reason: reason.to_owned(), force: false };
+    let ask = world.want(cancel("not wanted"));
     assert!(!world.in_flight.is_empty(), "calls run until the decision is on disk");
     assert_eq!(world.finish(), RunState::Cancelled);
     assert!(world.in_flight.is_empty() && world.streams.is_empty());
+    assert_eq!(world.answers.get(&ask), Some(&Ok(())));
     assert_eq!(world.run.state(), (RunState::Cancelled, "not wanted"));
     // Nothing moves any more, whatever comes.
     let records = world.run.records();
-    world.handle(Event::Cancel { reason: "again".to_owned() });
+    world.want(cancel("again"));
     world.handle(Event::Timeout);
     assert_eq!(world.run.records(), records);
     world.crash();
@@ -815,6 +919,7 @@ fn records_that_do_not_fit_are_errors() {
                     attempt: 2,
                     code: 14,
                     message: String::new(),
+                    last: false,
                 }],
             }],
             "attempt 2 failed as failure 1",
