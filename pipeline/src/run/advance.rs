@@ -64,7 +64,8 @@ impl Run {
     /// The records of the last append are on disk.
     pub(super) fn appended(&mut self) {
         let Some(records) = self.appending.take() else { return };
-        if self.hold == Hold::Writing {
+        let held = self.hold == Hold::Writing;
+        if held {
             self.hold = Hold::No;
         }
         let done = std::mem::take(&mut self.asks_writing).into_iter();
@@ -75,6 +76,10 @@ impl Run {
                 return self.evict(error.to_string());
             }
             self.moved |= !matches!(record, Record::Progress { .. });
+        }
+        if held && self.may_act() {
+            // Deadlines that came meanwhile found the run held.
+            self.look_again();
         }
     }
 

@@ -324,6 +324,9 @@ impl Run {
             step.began = step.began.plus_ms(pause_ms);
         }
         self.rescue_undo();
+        if let Some(undo) = &self.undo {
+            self.reason = format!("undoing: {}", undo.reason);
+        }
         if live {
             self.look_again();
         }

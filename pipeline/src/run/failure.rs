@@ -14,6 +14,7 @@ use super::apply::code_name;
 use super::steps::{Phase, Work};
 use super::{Action, CallId, Flight, Hold, Mode, Run, Time, Wake};
 use crate::failure::OnFailure;
+use crate::plan::StepKind;
 use crate::record::{FailedAttempt, Record, cut};
 use crate::state::{RunState, StepState};
 
@@ -167,11 +168,10 @@ impl Run {
             let warned = [RunState::Succeeded, RunState::Warning][usize::from(self.warned)];
             return self.end(warned, String::new());
         }
-        let moves = |step: &super::StepRun| step.state == StepState::Running;
         if self.failed == 0
             || !self.outbox.is_empty()
             || self.appending.is_some()
-            || self.steps.iter().any(moves)
+            || (0..self.steps.len()).any(|step| self.moves(step))
         {
             return;
         }
@@ -179,6 +179,20 @@ impl Run {
         if let Some(step) = failed {
             let reason = self.words(step, &self.steps[step].error.clone());
             self.pause(reason);
+        }
+    }
+
+    /// Whether something comes of a step without anybody's help: it runs, and does not
+    /// wait for items of a source that has failed.
+    fn moves(&self, step: usize) -> bool {
+        if self.steps[step].state != StepState::Running {
+            return false;
+        }
+        match (&self.plan.steps[step].kind, &self.steps[step].work) {
+            (StepKind::EachItem { source, .. }, Work::Each(each)) => {
+                self.steps[*source].state != StepState::Failed || !each.items.is_empty()
+            }
+            _ => true,
         }
     }
 

@@ -334,6 +334,48 @@ fn a_cancelled_run_is_taken_back_too_unless_by_force() {
 }
 
 #[test]
+fn a_run_pauses_again_when_all_that_is_left_waits_for_what_failed() {
+    let text = "name: t\non_failure: pause\nsteps:\n\
+        - {id: a, call: test.Groups/Count, retry: {attempts: 1}}\n\
+        - {id: users, call: test.Users/List, retry: {attempts: 1}}\n\
+        - {id: copy, call: test.Groups/AddUser, each: users, input: \"{{ item }}\"}\n";
+    let mut world = World::with(text, 7, Faults { stream: 1, ..Faults::default() });
+    world.broken = BTreeSet::from([step("a")]);
+    assert_eq!(world.settle(), RunState::Paused);
+    // Whichever failed first paused it; the other follows when it goes on.
+    world.want(Command::Resume);
+    assert_eq!(world.settle(), RunState::Paused);
+    for _ in 0..50 {
+        if world.states() == "a failed, users failed, copy running" {
+            break;
+        }
+        world.want(Command::Resume);
+        assert_eq!(world.settle(), RunState::Paused, "{}", world.states());
+    }
+    world.broken.clear();
+    world.want(Command::Retry { step: step("a") });
+    assert_eq!(world.settle(), RunState::Paused);
+    assert_eq!(world.states(), "a succeeded, users failed, copy running");
+    assert!(world.run.state().1.starts_with("step `users`: "), "{:?}", world.run.state());
+    world.faults = Faults::default();
+    world.want(Command::Resume);
+    assert_eq!(world.settle(), RunState::Succeeded);
+}
+
+#[test]
+fn a_deadline_that_comes_while_a_change_is_written_is_kept() {
+    let mut world = World::with(&pipeline("", ", deadline: 5s"), 7, Faults::default());
+    world.hang = BTreeSet::from([0, 3]);
+    let ask = world.want(skip("b", Skip::Step));
+    // The disk is slow: the deadline passes before the skip is written.
+    world.now = world.now.plus_ms(6_000);
+    world.handle(Event::Timeout);
+    assert!(!world.answers.contains_key(&ask));
+    assert_eq!(world.settle(), RunState::Failed);
+    assert!(world.run.state().1.contains("deadline of 5000 ms"), "{:?}", world.run.state());
+}
+
+#[test]
 fn what_does_not_fit_the_state_is_refused_with_words() {
     let mut world = World::with(&pipeline("on_failure: pause", ""), 7, Faults::default());
     world.broken = BTreeSet::from([step("a")]);
