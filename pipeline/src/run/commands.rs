@@ -215,7 +215,7 @@ impl Run {
                 false => Err(format!("step `{id}` has no items that have failed")),
             };
         }
-        if state.is_end() && !failed || found.ending && !failed {
+        if (found.ending || state.is_end()) && !failed {
             let name = if state.is_end() { state.name() } else { "just ending" };
             return Err(format!("step `{id}` is {name} and cannot be skipped"));
         }

@@ -285,7 +285,8 @@ fn what_was_done_is_taken_back_the_last_first() {
 
 #[test]
 fn a_compensation_that_fails_waits_for_somebody() {
-    let cases: [(fn(&mut World), &str); 3] = [
+    type Mend = fn(&mut World);
+    let cases: [(Mend, &str); 3] = [
         (
             |world| {
                 assert!(world.run.state().1.starts_with("compensation of step `a`: UNAVAILABLE"));
