@@ -18,6 +18,10 @@
 //! service, a look into the reflection) twice a second. The beat finds out what is frozen. It
 //! also notices a server that wants us gone (GOAWAY) but must wait while our watches are open:
 //! the beat then lands on a new connection, or on none, and the watches are hung up.
+//!
+//! Behind a proxy the service can be another one although the connection stays. So the reflection is
+//! read again every few seconds, beside all that; if it says something else a new session begins.
+//! Where the catalogue is given beforehand nothing is read, and any answer is a sign of life.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +29,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::watch, task::JoinHandle, time::interval};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time::{Instant as Tick, interval, interval_at},
+};
 
 use crate::{
     health::{self, Health, NoHealth, OVERALL, Watches},
@@ -54,6 +62,9 @@ const RETRY_MAX_MS: u64 = 800;
 /// A session shorter than this, in milliseconds, does not count as a success: the next try
 /// waits as after a failure.
 const STEADY_MS: u64 = 1_000;
+/// How often the reflection is read again, in milliseconds: a service that was deployed anew behind a
+/// proxy is to be known within ten seconds.
+const REREAD_MS: u64 = 4_000;
 /// The most names watched at once. Servers often allow 100 streams on a connection, and calls
 /// need most of them; further names are asked for with each beat.
 const MAX_WATCHES: usize = 16;
@@ -203,6 +214,10 @@ impl Following {
         }
         let mut link = session.line.link();
         let mut beat = interval(Duration::from_millis(BEAT_MS));
+        let pause = Duration::from_millis(REREAD_MS);
+        let mut due = interval_at(Tick::now() + pause, pause);
+        let mut rereading = JoinSet::new();
+        let told = session.line.settings().catalogue.is_some();
         loop {
             self.publish(&session);
             if *link.borrow_and_update() != session.link {
@@ -212,6 +227,16 @@ impl Following {
                 // Closed never: the line holds the other end.
                 _ = link.changed() => {}
                 (name, news) = session.watches.next() => session.note(name, news),
+                _ = due.tick(), if !told && rereading.is_empty() => {
+                    let line = session.line.clone();
+                    rereading.spawn(async move { reflection::read(&line).await });
+                }
+                Some(read) = rereading.join_next() => {
+                    // What goes wrong with it the beat finds out.
+                    if let Ok(Ok(read)) = read && read != *session.catalogue {
+                        return End::Moved;
+                    }
+                }
                 _ = beat.tick() => {
                     let answer = session.beat().await;
                     // A pause after each, however long it took.
@@ -276,14 +301,27 @@ struct Session {
 async fn begin(line: &Line) -> Result<Session, ReflectionError> {
     // Whatever connects does so with the first question: a link that is another one afterwards
     // ends the session as soon as it runs.
-    reflection::probe(line).await?;
+    let known = line.settings().catalogue.clone();
+    match &known {
+        Some(_) => match sign_of_life(line, Duration::from_millis(BEAT_TIMEOUT_MS)).await {
+            Ok(()) => {}
+            Err(NoHealth::Gone(why)) => {
+                return Err(ReflectionError::Unreachable { url: line.url().to_owned(), why });
+            }
+            Err(_) => return Err(ReflectionError::Silent { url: line.url().to_owned() }),
+        },
+        None => reflection::probe(line).await?,
+    }
     let link = *line.link().borrow();
-    let catalogue = reflection::read(line).await?;
+    let catalogue = match known {
+        Some(known) => known,
+        None => Arc::new(reflection::read(line).await?),
+    };
     let names = catalogue.services.keys().cloned().chain([OVERALL.to_owned()]).collect();
     let mut session = Session {
         line: line.clone(),
         link,
-        catalogue: Arc::new(catalogue),
+        catalogue,
         has_health: true,
         health: BTreeMap::new(),
         asked: names,
@@ -295,6 +333,22 @@ async fn begin(line: &Line) -> Result<Session, ReflectionError> {
             Err(ReflectionError::Unreachable { url: line.url().to_owned(), why })
         }
         Err(_) => Err(ReflectionError::Silent { url: line.url().to_owned() }),
+    }
+}
+
+/// Whether the service says anything at all, asked what it has in any case.
+async fn sign_of_life(line: &Line, limit: Duration) -> Result<(), NoHealth> {
+    if line.settings().catalogue.is_some() {
+        return match health::check(line, OVERALL, limit).await {
+            Ok(_) | Err(NoHealth::Unimplemented) => Ok(()),
+            Err(error) => Err(error),
+        };
+    }
+    match tokio::time::timeout(limit, reflection::probe(line)).await {
+        Ok(Err(ReflectionError::Unreachable { why, .. })) => Err(NoHealth::Gone(why)),
+        Ok(Err(ReflectionError::Silent { .. })) | Err(_) => Err(NoHealth::Late),
+        // Anything that it says is a sign of life.
+        Ok(_) => Ok(()),
     }
 }
 
@@ -322,12 +376,7 @@ impl Session {
             return Ok(());
         }
         self.health.clear();
-        match tokio::time::timeout(limit, reflection::probe(&self.line)).await {
-            Ok(Err(ReflectionError::Unreachable { why, .. })) => Err(NoHealth::Gone(why)),
-            Ok(Err(ReflectionError::Silent { .. })) | Err(_) => Err(NoHealth::Late),
-            // Anything that it says is a sign of life.
-            Ok(_) => Ok(()),
-        }
+        sign_of_life(&self.line, limit).await
     }
 
     fn watch(&mut self) {

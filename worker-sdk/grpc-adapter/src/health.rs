@@ -54,7 +54,7 @@ pub(crate) async fn check(line: &Line, name: &str, limit: Duration) -> Result<He
             Ok(health(response.get_ref()))
         }
         Err(status) => match (Cause::of(&status), status.code()) {
-            (Cause::Gone(why), _) => Err(NoHealth::Gone(why)),
+            (Cause::Gone(why) | Cause::NotReached(why), _) => Err(NoHealth::Gone(why)),
             (Cause::NotBegun, _) => Err(NoHealth::Gone("the connection closes".to_owned())),
             (Cause::Late, _) => Err(NoHealth::Late),
             (Cause::Service, code) => {

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! * [`Adapter`]: what drives the rest.
-//! * [`target`]: where the service is, and the line to it.
+//! * [`target`]: where a service is, and the line to it; there can be several.
 //! * [`reflection`]: what the service offers.
+//! * [`Settings`]: encryption, compression, limits.
 //! * [`call`]: any method, with bytes that stay bytes.
 //! * [`follow`]: is it there, and which of it takes work?
 
@@ -18,10 +19,16 @@ pub mod call;
 mod cause;
 pub mod follow;
 mod health;
+mod metadata;
 pub mod reflection;
+mod routes;
+mod schema;
+mod settings;
 pub mod target;
 
 pub use adapter::Adapter;
 pub use follow::{Follower, Offer};
 pub use reflection::{Catalogue, Kind, Method, ReflectionError, Service};
+pub use schema::SCHEMA;
+pub use settings::{Compression, Settings, Tls};
 pub use target::{Line, Target, TargetError};

@@ -24,7 +24,7 @@ use prost::{
     encoding::{WireType, encode_key, encode_varint},
 };
 use prost_reflect::DescriptorPool;
-use prost_types::FileDescriptorProto;
+use prost_types::{FileDescriptorProto, FileDescriptorSet};
 use tonic::{Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuery};
 use tonic_prost::ProstCodec;
 use tonic_reflection::pb::v1::{
@@ -34,7 +34,7 @@ use tonic_reflection::pb::v1::{
 };
 use zex_spec::{MAX_BODY_BYTES, MAX_NAME_BYTES};
 
-use crate::{cause::Cause, target::Line};
+use crate::{cause::Cause, schema, target::Line};
 
 /// How long one question may take, in milliseconds. It reads memory, next door.
 const QUESTION_TIMEOUT_MS: u64 = 2_000;
@@ -75,7 +75,8 @@ pub enum ReflectionError {
     },
     /// Neither version of the reflection service is there.
     #[error(
-        "{url}: it has no reflection (grpc.reflection.v1 or v1alpha); switch it on in the service"
+        "{url}: it has no reflection (grpc.reflection.v1 or v1alpha); switch it on in the service, or \
+         give its descriptors to the adapter"
     )]
     Missing {
         /// The target.
@@ -111,6 +112,8 @@ pub struct Method {
     pub path: PathAndQuery,
     /// How many messages go each way.
     pub kind: Kind,
+    /// A short word for its request and its answer as they are now.
+    pub schema: String,
 }
 
 /// A service with everything a caller must know.
@@ -148,6 +151,42 @@ pub async fn read(line: &Line) -> Result<Catalogue, ReflectionError> {
         }
     }
     Ok(catalogue)
+}
+
+impl Catalogue {
+    /// What the services of a serialized `FileDescriptorSet` are, for a target that does not tell.
+    /// All of them, but those about a server itself.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn of_descriptors(set: &[u8]) -> Result<Self, String> {
+        // Of the set the names alone; the bytes of its files stay as they are.
+        let files = FileDescriptorSet::decode(set).map_err(|error| format!("{error}"))?.file;
+        let mut catalogue = Self::default();
+        for file in &files {
+            for service in &file.service {
+                let name = match file.package() {
+                    "" => service.name().to_owned(),
+                    package => format!("{package}.{}", service.name()),
+                };
+                if NOT_OFFERED.contains(&name.as_str()) {
+                    continue;
+                }
+                let descriptors = Bytes::copy_from_slice(set);
+                check_name(&name, catalogue.services.len())
+                    .map_err(|why| format!("{name}: {why}"))?;
+                let methods = methods(&name, set).map_err(|why| format!("{name}: {why}"))?;
+                catalogue.services.insert(name, Service { descriptors, methods });
+            }
+        }
+        if catalogue.services.is_empty() {
+            return Err("it has no service".to_owned());
+        }
+        if set.len() > MAX_BODY_BYTES {
+            return Err(format!("it has {} bytes; a message holds {MAX_BODY_BYTES}", set.len()));
+        }
+        Ok(catalogue)
+    }
 }
 
 /// Asks for the list of services and forgets it: a sign of life where there is no health
@@ -367,7 +406,9 @@ impl<'a> Reader<'a> {
                 let why = "the connection closes".to_owned();
                 return Refusal::Failed(ReflectionError::Unreachable { url, why });
             }
-            Cause::Gone(why) => return Refusal::Failed(ReflectionError::Unreachable { url, why }),
+            Cause::Gone(why) | Cause::NotReached(why) => {
+                return Refusal::Failed(ReflectionError::Unreachable { url, why });
+            }
             Cause::Late => return Refusal::Failed(self.silent()),
             Cause::Service => self.line.heard(),
         }
@@ -414,7 +455,8 @@ fn methods(name: &str, descriptors: &[u8]) -> Result<BTreeMap<String, Method>, S
             (true, false) => Kind::ClientStream,
             (true, true) => Kind::BidiStream,
         };
-        methods.insert(method.name().to_owned(), Method { path, kind });
+        let schema = schema::hash(&method);
+        methods.insert(method.name().to_owned(), Method { path, kind, schema });
     }
     Ok(methods)
 }

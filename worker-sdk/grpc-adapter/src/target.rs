@@ -19,7 +19,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -33,17 +33,37 @@ use tokio::{
 };
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::{
+    cause::deepest,
+    settings::{Compression, Settings},
+};
+
 /// How long a connection may take to open, in milliseconds. The service is next door.
 const CONNECT_TIMEOUT_MS: u64 = 1_000;
-/// What plain HTTP means when the address names no port.
+/// What HTTP means when the address names no port.
 const DEFAULT_PORT: u16 = 80;
+/// The same encrypted.
+const DEFAULT_TLS_PORT: u16 = 443;
 
 /// An address that cannot be a target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("target {url:?}: {what}; write it as http://host:port")]
-pub struct TargetError {
-    url: String,
-    what: String,
+pub enum TargetError {
+    /// It is no address.
+    #[error("target {url:?}: {what}; write it as http://host:port or https://host:port")]
+    Address {
+        /// What was written.
+        url: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The certificates or the key for it are none.
+    #[error("target {url:?}: its certificates cannot be used: {what}")]
+    Tls {
+        /// The target.
+        url: String,
+        /// What is wrong with them.
+        what: String,
+    },
 }
 
 /// Where the service is.
@@ -51,18 +71,21 @@ pub struct TargetError {
 pub struct Target {
     endpoint: Endpoint,
     url: Arc<str>,
+    settings: Arc<Settings>,
 }
 
 impl Target {
-    /// Reads `http://host:port` or `host:port`.
-    pub fn parse(url: &str) -> Result<Self, TargetError> {
-        let error = |what: &str| TargetError { url: url.to_owned(), what: what.to_owned() };
+    /// Reads `http://host:port`, `https://host:port` or `host:port`.
+    ///
+    /// # Errors
+    /// [`TargetError`] says what is wrong with it, or with the certificates.
+    pub fn parse(url: &str, settings: Arc<Settings>) -> Result<Self, TargetError> {
+        let error =
+            |what: &str| TargetError::Address { url: url.to_owned(), what: what.to_owned() };
         let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let uri: Uri = full.parse().map_err(|e| error(&format!("{e}")))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(error("TLS to the service is not spoken here")),
-            _ => return Err(error("only http is spoken here")),
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(error("only http and https are spoken here"));
         }
         let host = uri.host().unwrap_or_default();
         if host.is_empty() {
@@ -79,7 +102,20 @@ impl Target {
             return Err(error("a gRPC service has no path"));
         }
         let url = full.trim_end_matches('/').into();
-        Ok(Self { endpoint: Endpoint::from(uri), url })
+        let encrypted = uri.scheme_str() == Some("https");
+        let mut endpoint = Endpoint::from(uri);
+        if encrypted {
+            endpoint = endpoint.tls_config(settings.tls.config()).map_err(|wrong| {
+                let why = deepest(&wrong);
+                TargetError::Tls { url: full.clone(), what: format!("{why}") }
+            })?;
+        }
+        Ok(Self { endpoint, url, settings })
+    }
+
+    /// Whether the line to it is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.url.starts_with("https://")
     }
 
     /// The address, as logs show it.
@@ -92,7 +128,8 @@ impl Target {
         let (sender, link) = watch::channel(Link::default());
         let connector = tower::service_fn(move |uri| connect(uri, sender.clone()));
         let channel = self.endpoint.connect_with_connector_lazy(connector);
-        Line { channel, link, activity: Arc::new(Activity::new()), url: self.url.clone() }
+        let settings = Arc::clone(&self.settings);
+        Line { channel, link, activity: Arc::new(Activity::new()), url: self.url.clone(), settings }
     }
 }
 
@@ -103,6 +140,7 @@ pub struct Line {
     link: watch::Receiver<Link>,
     activity: Arc<Activity>,
     url: Arc<str>,
+    settings: Arc<Settings>,
 }
 
 /// The newest connection of a line.
@@ -130,6 +168,27 @@ impl Line {
         &self.url
     }
 
+    /// How it is used.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// How requests are compressed on it.
+    pub(crate) fn compression(&self) -> Option<Compression> {
+        let refused = self.activity.plain_only.load(Ordering::Relaxed);
+        self.settings.compression.filter(|_| !refused)
+    }
+
+    /// The service does not take what is compressed so.
+    pub(crate) fn stop_compressing(&self) {
+        self.activity.plain_only.store(true, Ordering::Relaxed);
+    }
+
+    /// Calls that are under way.
+    pub(crate) fn calls(&self) -> usize {
+        self.activity.calls.load(Ordering::Relaxed)
+    }
+
     /// Counts a call as under way until the answer is dropped.
     pub(crate) fn begin_call(&self) -> UnderWay {
         self.activity.calls.fetch_add(1, Ordering::Relaxed);
@@ -149,7 +208,7 @@ impl Line {
 
     /// Whether calls are under way.
     pub(crate) fn is_busy(&self) -> bool {
-        self.activity.calls.load(Ordering::Relaxed) > 0
+        self.calls() > 0
     }
 }
 
@@ -159,11 +218,17 @@ struct Activity {
     begun: Instant,
     heard_ms: AtomicU64,
     calls: AtomicUsize,
+    plain_only: AtomicBool,
 }
 
 impl Activity {
     fn new() -> Self {
-        Self { begun: Instant::now(), heard_ms: AtomicU64::new(0), calls: AtomicUsize::new(0) }
+        Self {
+            begun: Instant::now(),
+            heard_ms: AtomicU64::new(0),
+            calls: AtomicUsize::new(0),
+            plain_only: AtomicBool::new(false),
+        }
     }
 
     fn heard(&self) {
@@ -185,7 +250,9 @@ impl Drop for UnderWay {
 async fn connect(uri: Uri, link: watch::Sender<Link>) -> io::Result<TokioIo<Tracked>> {
     // `Target::parse` saw to it that there is a host. IPv6 ones come in brackets.
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let opening = TcpStream::connect((host, uri.port_u16().unwrap_or(DEFAULT_PORT)));
+    let encrypted = uri.scheme_str() == Some("https");
+    let port = if encrypted { DEFAULT_TLS_PORT } else { DEFAULT_PORT };
+    let opening = TcpStream::connect((host, uri.port_u16().unwrap_or(port)));
     let stream = tokio::time::timeout(Duration::from_millis(CONNECT_TIMEOUT_MS), opening)
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
@@ -262,6 +329,20 @@ impl AsyncWrite for Tracked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Tls;
+
+    fn parse(url: &str) -> Result<Target, TargetError> {
+        Target::parse(url, Arc::default())
+    }
+
+    #[test]
+    fn certificates_that_are_none_are_refused_with_words() {
+        let tls = Tls { authorities: Some(b"nonsense".to_vec()), ..Tls::default() };
+        let tls = Tls { identity: Some((b"no".to_vec(), b"key".to_vec())), ..tls };
+        let settings = Settings { tls, ..Settings::default() };
+        let said = Target::parse("https://a:1", Arc::new(settings)).unwrap_err().to_string();
+        assert!(said.starts_with("target \"https://a:1\": its certificates"), "{said}");
+    }
 
     #[test]
     fn addresses_are_read_or_refused_with_a_reason() {
@@ -270,11 +351,11 @@ mod tests {
             ("http://users:50051/", "http://users:50051"),
             ("localhost:1", "http://localhost:1"),
             ("http://[::1]:7", "http://[::1]:7"),
+            ("https://users", "https://users"),
         ] {
-            assert_eq!(Target::parse(url).unwrap().url(), shown);
+            assert_eq!(parse(url).unwrap().url(), shown);
         }
         for (url, says) in [
-            ("https://127.0.0.1:1", "TLS"),
             ("tcp://127.0.0.1:1", "only http"),
             ("http://127.0.0.1:1/path", "no path"),
             ("http://", "target \"http://\""),
@@ -284,9 +365,9 @@ mod tests {
             ("http://127.0.0.1:", "port"),
             ("http://name@127.0.0.1:1", "only a host and a port"),
         ] {
-            let said = Target::parse(url).unwrap_err().to_string();
+            let said = parse(url).unwrap_err().to_string();
             assert!(said.contains(says), "{url}: {said}");
-            assert!(said.ends_with("write it as http://host:port"), "{said}");
+            assert!(said.ends_with("or https://host:port"), "{said}");
         }
     }
 }

@@ -7,7 +7,7 @@ mod stage;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use stage::{Lazy, Mortal, PATIENCE, body, line, listener, user, users};
+use stage::{Lazy, Mortal, PATIENCE, body, line, listener, server_stream, unary, user, users};
 use tokio::sync::mpsc;
 use tonic::{codegen::http::uri::PathAndQuery, metadata::MetadataMap, transport::Server};
 use users_groups::{
@@ -15,7 +15,6 @@ use users_groups::{
     pb::{AddToGroup, GetUser, users_server::UsersServer},
     people,
 };
-use zex_adapter::call::{server_stream, unary};
 use zex_spec::Code;
 
 const GET: PathAndQuery = PathAndQuery::from_static("/example.v1.Users/Get");

@@ -13,12 +13,12 @@ use std::{
 
 use bytes::Bytes;
 use prost_reflect::{DescriptorPool, DynamicMessage, Value};
-use stage::{PATIENCE, away, follower, serves, until};
+use stage::{PATIENCE, away, follower, server_stream, serves, unary, until};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     process::{Child, ChildStdin, Command},
 };
-use zex_adapter::{Kind, Offer, call};
+use zex_adapter::{Kind, Offer};
 use zex_spec::{Code, Status};
 
 const ECHO: &str = "py.v1.Echo";
@@ -26,6 +26,9 @@ const ECHO: &str = "py.v1.Echo";
 const GONE_WITHIN: Duration = Duration::from_secs(3);
 /// What is back must be noticed within this.
 const BACK_WITHIN: Duration = Duration::from_secs(2);
+
+/// Another schema must be noticed within this.
+const NEW_WITHIN: Duration = Duration::from_secs(10);
 
 struct Python {
     child: Child,
@@ -82,9 +85,9 @@ async fn texts(offer: &Offer, method: &str, text: &str) -> Result<Vec<String>, S
     let deadline = Instant::now() + PATIENCE;
     let mut answers = Vec::new();
     match method.kind {
-        Kind::Unary => answers.push(call::unary(line, &method.path, body, deadline).await?),
+        Kind::Unary => answers.push(unary(line, &method.path, body, deadline).await?),
         _ => {
-            let mut stream = call::server_stream(line, &method.path, body, deadline).await?;
+            let mut stream = server_stream(line, &method.path, body, deadline).await?;
             while let Some(answer) = stream.next().await? {
                 answers.push(answer);
             }
@@ -159,4 +162,18 @@ async fn a_python_server_with_one_thread_or_without_health_is_followed_too() {
         python.child.kill().await.unwrap();
         assert!(until(&mut offers, away).await < GONE_WITHIN);
     }
+}
+
+#[tokio::test]
+async fn what_is_new_behind_the_same_connection_is_seen() {
+    if !has_grpcio().await {
+        return;
+    }
+    let mut python = Python::start(0, 10, true).await;
+    let follower = follower(python.address);
+    let mut offers = follower.offers();
+    until(&mut offers, serves(&[ECHO])).await;
+    python.tell("grow").await;
+    let took = until(&mut offers, serves(&[ECHO, "py.v1.More"])).await;
+    assert!(took < NEW_WITHIN, "{took:?}");
 }

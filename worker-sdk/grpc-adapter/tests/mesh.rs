@@ -1,6 +1,7 @@
 //! The adapter in a real mesh: the users-groups servers, reached through pipes and brokers.
 #![allow(clippy::unwrap_used)] // It is all tests.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -33,8 +34,9 @@ impl Stage {
         let options = ClientOptions { context: Some(mesh.context().clone()), ..Default::default() };
         let client = Client::connect([mesh.for_clients()], options).unwrap();
         let server = serve("127.0.0.1:0").await;
+        let target = Target::parse(&server.url(), Arc::default()).unwrap();
         let worker = Worker::builder().worker_pipes([mesh.for_workers()]).name("users-1");
-        let adapter = Adapter::start(Target::parse(&server.url()).unwrap(), worker).unwrap();
+        let adapter = Adapter::start(vec![target], worker).unwrap();
         Self { mesh, client, server, adapter }
     }
 

@@ -24,7 +24,7 @@ use tonic_reflection::pb::v1alpha::{
     server_reflection_server::{ServerReflection, ServerReflectionServer},
 };
 use users_groups::UsersOptions;
-use zex_adapter::{Kind, ReflectionError, Target, reflection::read};
+use zex_adapter::{Kind, ReflectionError, reflection::read};
 
 #[tokio::test]
 async fn a_real_service_is_read_with_its_methods_and_its_files_untouched() {
@@ -80,7 +80,7 @@ async fn without_reflection_or_without_anybody_the_error_says_so() {
     assert!(error.to_string().contains("switch it on in the service"), "{error}");
 
     let nobody = listener().await.local_addr().unwrap();
-    let error = read(&Target::parse(&nobody.to_string()).unwrap().open()).await.unwrap_err();
+    let error = read(&stage::target(nobody).open()).await.unwrap_err();
     assert!(matches!(error, ReflectionError::Unreachable { .. }));
     let said = error.to_string();
     assert!(said.contains(&nobody.to_string()) && said.contains("onnection refused"), "{said}");

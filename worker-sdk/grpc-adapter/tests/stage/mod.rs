@@ -10,8 +10,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use bytes::Bytes;
 
 use prost::Message as _;
 use tokio::{
@@ -26,6 +28,7 @@ use tokio::{
 use tokio_stream::Stream;
 use tonic::{
     Request, Response, Status,
+    codegen::http::uri::PathAndQuery,
     transport::server::{Router, TcpIncoming},
 };
 use tonic_health::pb::{
@@ -36,7 +39,11 @@ use users_groups::{
     UsersOptions,
     pb::{GetUser, ListUsers, User, users_server::Users},
 };
-use zex_adapter::{Follower, Line, Offer, Target};
+use zex_adapter::{
+    Follower, Line, Offer, Target,
+    call::{self, Ask, Messages},
+};
+use zex_spec::Metadata;
 
 /// No wait in these tests lasts longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,12 +52,42 @@ pub async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
 
+pub fn target(address: SocketAddr) -> Target {
+    Target::parse(&address.to_string(), Arc::default()).unwrap()
+}
+
 pub fn line(address: SocketAddr) -> Line {
-    Target::parse(&address.to_string()).unwrap().open()
+    target(address).open()
 }
 
 pub fn follower(address: SocketAddr) -> Follower {
-    Follower::start(Target::parse(&address.to_string()).unwrap())
+    Follower::start(target(address))
+}
+
+fn ask(path: &PathAndQuery, body: Bytes, deadline: Instant) -> Ask {
+    Ask { path: path.clone(), body, metadata: Metadata::EMPTY, deadline }
+}
+
+/// A call without metadata.
+pub async fn unary(
+    line: &Line,
+    path: &PathAndQuery,
+    body: Bytes,
+    deadline: Instant,
+) -> Result<Bytes, zex_spec::Status> {
+    let answer = call::unary(line, &ask(path, body, deadline)).await;
+    answer.map_err(|failure| failure.status)?.outcome
+}
+
+/// The same with a stream of answers.
+pub async fn server_stream(
+    line: &Line,
+    path: &PathAndQuery,
+    body: Bytes,
+    deadline: Instant,
+) -> Result<Messages, zex_spec::Status> {
+    let opened = call::server_stream(line, &ask(path, body, deadline)).await;
+    opened.map_err(|failure| failure.status)
 }
 
 /// Waits until the offer is as wanted, and says how long that took.

@@ -1,6 +1,7 @@
 """A gRPC server as one writes it in Python: grpcio, its reflection (v1alpha alone), its health.
 
-Prints its port, then obeys the words it reads: "serving", "not-serving". Ends with its input.
+Prints its port, then obeys the words it reads: "serving", "not-serving"; "grow" has its reflection
+tell of one more service, as if another one stood behind the same address. Ends with its input.
 Started by tests/grpcio.rs. The descriptors are made here, so that no protoc is needed.
 """
 
@@ -10,7 +11,7 @@ from concurrent import futures
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 port, threads, with_health = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "health"
 NAME = "py.v1.Echo"
@@ -57,11 +58,19 @@ if with_health:
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     servicer.set(NAME, health_pb2.HealthCheckResponse.SERVING)
     names.append(health.SERVICE_NAME)
-reflection.enable_server_reflection(names, server)
+told = reflection.ReflectionServicer(names, pool)
+reflection_pb2_grpc.add_ServerReflectionServicer_to_server(told, server)
 bound = server.add_insecure_port("127.0.0.1:" + port)
 server.start()
 print(bound, flush=True)
 for line in sys.stdin:
+    if line.strip() == "grow":
+        more = descriptor_pb2.FileDescriptorProto(name="py/v1/more.proto", package="py.v1", syntax="proto3")
+        more.dependency.append("py/v1/text.proto")
+        more.service.add(name="More").method.add(name="Say", input_type=".py.v1.Text", output_type=".py.v1.Text")
+        pool.Add(more)
+        told._service_names = (*told._service_names, "py.v1.More")
+        continue
     status = {"serving": "SERVING", "not-serving": "NOT_SERVING"}[line.strip()]
     servicer.set(NAME, getattr(health_pb2.HealthCheckResponse, status))
 server.stop(1).wait()

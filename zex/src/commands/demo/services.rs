@@ -1,6 +1,7 @@
 //! The demo's five gRPC services, each with an adapter of its own.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -112,7 +113,7 @@ impl Service {
             .worker_pipes([mesh.for_workers()])
             .name(&name)
             .context(mesh.context().clone());
-        let adapter = Adapter::start(Target::parse(&server.url())?, worker)?;
+        let adapter = Adapter::start(vec![Target::parse(&server.url(), Arc::default())?], worker)?;
         Ok(Self { name, server, adapter })
     }
 }
