@@ -6,6 +6,8 @@
 //!                                                            └─ JSON ─▶ call ─▶ JSON, a line each
 //! ```
 
+mod around;
+mod describe;
 mod ez;
 
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ use prost_reflect::MethodDescriptor;
 use serde_json::json;
 use zex_client::{Call, Client, Code, Status};
 use zex_spec::proto::ServiceList;
-use zex_spec::{DEFAULT_PRIORITY, DESCRIPTORS_METHOD, MAX_PRIORITY, MESH_SERVICE};
+use zex_spec::{DEFAULT_PRIORITY, DESCRIPTORS_METHOD, MAX_PRIORITY, MESH_SERVICE, Metadata};
 
 use crate::failure::CallFailed;
 use crate::methods::{self, Service};
@@ -38,12 +40,14 @@ const DESCRIPTORS_DEADLINE: Duration = Duration::from_secs(5);
   zex call example.v1.Users                          what can be called
   zex call example.v1.Users/Get '{\"id\": 7}'
   zex call example.v1.Users/List '{\"limit\": 3}'      a stream: a line a message
+  zex call -v -H 'trace: 7' example.v1.Users/Get     metadata both ways
+  zex call --describe example.v1.Users/Get           its messages, as a .proto file has them
   zex call --ez TEST_SERVICE /echo hello             the protocol of 2020: frames, no JSON")]
 pub(crate) struct CallArgs {
     /// What to call: pkg.Service/Method or pkg.Service.Method; or pkg.Service alone, to see its
     /// methods
-    #[arg(value_name = "SERVICE/METHOD")]
-    target: String,
+    #[arg(value_name = "SERVICE/METHOD", required_unless_present = "list")]
+    target: Option<String>,
     /// The request, `-` to read it from stdin; an empty message if not given. With --ez the frames
     #[arg(value_name = "JSON")]
     input: Vec<String>,
@@ -60,8 +64,21 @@ pub(crate) struct CallArgs {
     #[arg(long, value_name = "0-9", default_value_t = DEFAULT_PRIORITY)]
     #[arg(value_parser = clap::value_parser!(u8).range(..=i64::from(MAX_PRIORITY)))]
     priority: u8,
+    /// Say this beside the request; of a name that ends in -bin the value is base64
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// Show on stderr what the answer says beside its messages, before and after them
+    #[arg(short, long)]
+    verbose: bool,
+    /// Call nothing: list the services, or the methods of the one that is named
+    #[arg(long, conflicts_with_all = ["describe", "input", "headers"])]
+    list: bool,
+    /// Call nothing: show the service or the method with its messages, as a .proto file would
+    #[arg(long, conflicts_with_all = ["input", "headers"])]
+    describe: bool,
     /// Speak the protocol of 2020
-    #[arg(long, conflicts_with_all = ["wait", "idempotent", "priority", "json"])]
+    #[arg(long, conflicts_with_all = ["wait", "idempotent", "priority", "json", "headers", "verbose"])]
+    #[arg(conflicts_with_all = ["list", "describe"])]
     ez: bool,
     /// The list of methods as JSON, one a line
     #[arg(long)]
@@ -74,17 +91,23 @@ pub(crate) struct CallArgs {
 pub(crate) async fn run(args: CallArgs) -> anyhow::Result<()> {
     if args.ez {
         let endpoints = args.in_pipes.for_clients()?;
-        return ez::run(&endpoints, &args.target, &args.input, args.deadline).await;
+        let service = args.target.unwrap_or_default();
+        return ez::run(&endpoints, &service, &args.input, args.deadline).await;
     }
     let until = Instant::now() + args.deadline;
     let reach = Reach::connect(&args.in_pipes)?;
-    let (service, method) = meant(&reach, &args.target, args.wait).await?;
+    let Some(target) = &args.target else { return list_services(&reach, args.json).await };
+    let (service, method) = meant(&reach, target, args.wait).await?;
     let found = describe(&reach, service, args.wait, args.deadline).await?;
-    let Some(method) = method.filter(|method| !method.is_empty()) else {
-        return list(&found, args.json);
-    };
-    let method =
-        found.method(method).map_err(|said| CallFailed(Status::new(Code::Unimplemented, said)))?;
+    let method = method.filter(|method| !method.is_empty());
+    let method = method.map(|method| found.method(method)).transpose();
+    let method = method.map_err(|said| CallFailed(Status::new(Code::Unimplemented, said)))?;
+    if args.describe {
+        let methods = method.map_or_else(|| found.methods().collect(), |method| vec![method]);
+        output::line(describe::text(service, &methods).trim_end())?;
+        return Ok(());
+    }
+    let Some(method) = method.filter(|_| !args.list) else { return list(&found, args.json) };
     if method.is_client_streaming() {
         let text = format!(
             "{}/{} takes a stream of requests; `zex call` makes unary calls and server streams",
@@ -99,8 +122,9 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<()> {
         .deadline(until.saturating_duration_since(Instant::now()))
         .wait_for_worker(args.wait)
         .priority(args.priority)
-        .idempotent(args.idempotent);
-    make(&reach.client, call, &method).await
+        .idempotent(args.idempotent)
+        .metadata(around::metadata(&args.headers)?);
+    make(&reach.client, call, &method, args.verbose).await
 }
 
 /// The service and the method, if there is one, that are meant. As gRPC writes them, too:
@@ -202,6 +226,19 @@ fn explain(
     Status::new(status.code, text)
 }
 
+/// Every service that somebody serves, one a line.
+async fn list_services(reach: &Reach, json: bool) -> anyhow::Result<()> {
+    let known = reach.client.mesh().services().await;
+    let known = known.map_err(|_| Status::new(Code::Unavailable, nobody(&reach.endpoints)));
+    for service in known.map_err(CallFailed)?.services {
+        match json {
+            true => output::json(&json!({"service": service.name}))?,
+            false => output::line(&service.name)?,
+        }
+    }
+    Ok(())
+}
+
 fn list(service: &Service, json: bool) -> anyhow::Result<()> {
     let mut table = Table::new(["METHOD", "KIND", "REQUEST", "REPLY"]);
     for method in service.methods() {
@@ -221,16 +258,36 @@ fn list(service: &Service, json: bool) -> anyhow::Result<()> {
 }
 
 /// Makes the call and prints what comes back as it comes.
-async fn make(client: &Client, call: Call, method: &MethodDescriptor) -> anyhow::Result<()> {
+async fn make(
+    client: &Client,
+    call: Call,
+    method: &MethodDescriptor,
+    verbose: bool,
+) -> anyhow::Result<()> {
+    let show = |what: &str, metadata: &Metadata| {
+        if verbose {
+            around::show(what, metadata);
+        }
+    };
     let reply = method.output();
     if !method.is_server_streaming() {
-        let body = client.unary(call).await.map_err(CallFailed)?;
-        output::json(&methods::decode(&reply, &body)?)?;
+        let answer = client.unary_answer(call).await;
+        show("header", &answer.headers);
+        if let Ok(body) = &answer.outcome {
+            output::json(&methods::decode(&reply, body)?)?;
+        }
+        show("trailer", &answer.trailers);
+        answer.outcome.map_err(CallFailed)?;
         return Ok(());
     }
     let mut replies = client.server_stream(call).await.map_err(CallFailed)?;
+    show("header", replies.headers().await);
     while let Some(body) = replies.next().await {
+        if body.is_err() {
+            show("trailer", replies.trailers());
+        }
         output::json(&methods::decode(&reply, &body.map_err(CallFailed)?)?)?;
     }
+    show("trailer", replies.trailers());
     Ok(())
 }
