@@ -78,7 +78,7 @@ struct TlsArgs {
 
 impl TlsArgs {
     fn read(&self) -> anyhow::Result<Tls> {
-        let authorities = self.tls_ca.as_ref().map(|file| read(file)).transpose()?;
+        let authorities = self.tls_ca.as_ref().map(read).transpose()?;
         let identity = match (&self.tls_cert, &self.tls_key) {
             (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
             // clap sees to it that there is neither or both.

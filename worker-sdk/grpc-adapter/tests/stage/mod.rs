@@ -64,7 +64,7 @@ pub fn follower(address: SocketAddr) -> Follower {
     Follower::start(target(address))
 }
 
-fn ask(path: &PathAndQuery, body: Bytes, deadline: Instant) -> Ask {
+pub fn ask(path: &PathAndQuery, body: Bytes, deadline: Instant) -> Ask {
     Ask { path: path.clone(), body, metadata: Metadata::EMPTY, deadline }
 }
 
