@@ -7,8 +7,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    adapter, bench, broker, brokers, call, demo, keygen, pipe, pipeline, scheduler, services, up,
-    workers,
+    adapter, bench, broker, brokers, call, demo, gateway, keygen, pipe, pipeline, scheduler,
+    services, up, workers,
 };
 use crate::settings::keys::KeyArgs;
 use crate::settings::mesh::PortBase;
@@ -63,6 +63,7 @@ pub(crate) enum Commands {
     Pipe(pipe::PipeArgs),
     Broker(broker::BrokerArgs),
     Scheduler(scheduler::SchedulerArgs),
+    Gateway(gateway::GatewayArgs),
     Adapter(adapter::AdapterArgs),
     Call(call::CallArgs),
     Bench(bench::BenchArgs),
@@ -81,6 +82,7 @@ impl Commands {
             | Self::Pipe(_)
             | Self::Broker(_)
             | Self::Scheduler(_)
+            | Self::Gateway(_)
             | Self::Adapter(_) => true,
             // The demo's results are its summary.
             Self::Demo(_) | Self::Call(_) | Self::Services(_) | Self::Workers(_) => false,
@@ -106,6 +108,7 @@ impl Commands {
             Self::Pipe(args) => pipe::run(args).await,
             Self::Broker(args) => broker::run(args).await,
             Self::Scheduler(args) => scheduler::run(args).await,
+            Self::Gateway(args) => gateway::run(args).await,
             Self::Adapter(args) => adapter::run(args).await,
             Self::Call(args) => call::run(args).await,
             Self::Bench(args) => bench::run(args).await,

@@ -14,9 +14,11 @@ use anyhow::bail;
 use clap::Args;
 use zex_broker::{LocalEndpoints, LocalMesh};
 use zex_client::{Client, ClientOptions};
+use zex_gateway::Settings as Gateway;
 use zex_plumbing::Context;
 use zex_scheduler::SchedulerSettings;
 
+use crate::settings::gateway::GatewayArgs;
 use crate::settings::keys::Plain;
 use crate::settings::mesh::{Bind, EzListen, InPipePorts, StatePipePorts, WorkerPipePorts, ports};
 use crate::stop::DRAIN;
@@ -60,6 +62,11 @@ pub(crate) struct MeshArgs {
 type Ports = [u16; 6];
 
 impl MeshArgs {
+    /// The settings of the gateway beside it.
+    pub(crate) fn gateway(&self, args: &GatewayArgs) -> anyhow::Result<Gateway> {
+        args.settings(&self.size.bind, self.size.plain.plain)
+    }
+
     /// Where its pipes will listen, if they may; nothing is bound yet.
     pub(crate) fn plan(&self) -> anyhow::Result<Plan> {
         let [in_pipe, in_pipe_brokers] = self.in_ports.both();

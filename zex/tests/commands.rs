@@ -141,11 +141,11 @@ fn a_store_that_is_in_use_is_all_that_is_said() {
     assert!(second.err.contains("is used by another scheduler"), "{}", second.err);
 }
 
-/// A mesh on six ports in a row. They must be free, which only a try shows.
+/// A mesh on seven ports in a row, the gateway on the last. They must be free, which only a try shows.
 fn up_at_a_base(data: &str) -> (Program, String) {
     for _ in 0..20 {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let base = free.port().min(65_530).to_string();
+        let base = free.port().min(65_529).to_string();
         let args = ["up", "--json", "--brokers=1", "--data", data, "--port-base", &base];
         let mut program = Program::zex(&args);
         let ready = until("ready or ended", PATIENCE, || {
@@ -155,7 +155,7 @@ fn up_at_a_base(data: &str) -> (Program, String) {
             return (program, base);
         }
     }
-    panic!("no six ports in a row are free");
+    panic!("no seven ports in a row are free");
 }
 
 #[test]

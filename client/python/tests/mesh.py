@@ -62,7 +62,7 @@ class Mesh:
 
     def __init__(self, apart=False, brokers=2):
         names = ("in-pipe", "in-pipe-broker", "state-pipe", "state-pipe-publish")
-        names += ("worker-pipe", "worker-pipe-broker")
+        names += ("worker-pipe", "worker-pipe-broker", "gateway")
         self._ports = dict(zip(names, free_ports(len(names))))
         self._apart, self._brokers = apart, brokers
         self.in_pipe = f"tcp://127.0.0.1:{self._ports['in-pipe']}"

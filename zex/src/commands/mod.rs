@@ -6,6 +6,7 @@ pub(crate) mod broker;
 pub(crate) mod brokers;
 pub(crate) mod call;
 pub(crate) mod demo;
+pub(crate) mod gateway;
 pub(crate) mod keygen;
 mod listing;
 pub(crate) mod pipe;

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Used by every command; `zex up` binds what the others connect to. `--port-base` stands for all
-//! six ports, for who binds and for who connects.
+//! ports, for who binds and for who connects.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::sync::OnceLock;
@@ -20,11 +20,11 @@ use zex_plumbing::Limits;
 /// The ports of a mesh in one number.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct PortBase {
-    /// First of a mesh's six ports in a row, as 9000 for 9000 to 9005, in place of the single ports;
-    /// for `zex up` and for who connects to it. 0 lets the system pick each, as `zex demo` does if
+    /// First of a mesh's seven ports in a row, as 9000 for 9000 to 9005, and 9006 for the gateway, in
+    /// place of the single ports; for `zex up` and for who connects to it. 0 lets the system pick each, as `zex demo` does if
     /// nothing is said
     #[arg(long, env = "ZEX_PORT_BASE", value_name = "PORT", global = true, help_heading = "Mesh")]
-    #[arg(value_parser = clap::value_parser!(u16).range(0..=65_530))]
+    #[arg(value_parser = clap::value_parser!(u16).range(0..=65_529))]
     port_base: Option<u16>,
 }
 

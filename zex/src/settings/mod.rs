@@ -9,6 +9,7 @@
 //!
 //! - [`mesh`]: where the pipes are, or where they shall listen.
 //! - [`keys`]: who may connect, and as whom this process does.
+//! - [`gateway`]: where gRPC clients find the mesh.
 //! - [`name`], [`data`]: what a role is called, and where it keeps things.
 //! - [`layers`]: the file and the old names, put under clap's own layers as its defaults.
 //!
@@ -16,6 +17,7 @@
 //! its flag. An argument without one, such as `--json`, belongs to one command line and no file.
 
 pub(crate) mod data;
+pub(crate) mod gateway;
 pub(crate) mod keys;
 pub(crate) mod layers;
 pub(crate) mod mesh;

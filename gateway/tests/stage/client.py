@@ -1,0 +1,131 @@
+"""A gRPC client as one writes it in Python, for tests/grpcio.rs: everything it does goes through the
+gateway, to conf.v1.Conformance behind its adapter.
+
+    client.py ADDRESS [TEST ...]      all tests if none is named; says which have passed
+"""
+
+import sys
+import time
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+NAME = "conf.v1.Conformance"
+TIMEOUT_S = 30
+MIB = 1 << 20
+
+options = [("grpc.max_receive_message_length", 16 * MIB), ("grpc.max_send_message_length", 16 * MIB)]
+channel = grpc.insecure_channel(sys.argv[1], options=options)
+# Everything that is known here of the service comes from the gateway's reflection.
+seen = ProtoReflectionDescriptorDatabase(channel)
+pool = descriptor_pool.DescriptorPool(seen)
+service = pool.FindServiceByName(NAME)
+Data = message_factory.GetMessageClass(service.FindMethodByName("Echo").input_type)
+
+
+def stub(method, takes="unary", gives="unary", service=NAME):
+    make = getattr(channel, f"{takes}_{gives}")
+    path = f"/{service}/{method}"
+    return make(path, request_serializer=Data.SerializeToString, response_deserializer=Data.FromString)
+
+
+def fails(call):
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error
+    raise AssertionError("it did not fail")
+
+
+def reflection():
+    services = set(seen.get_services())
+    wanted = {NAME, "zex.Mesh", "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"}
+    assert wanted <= services, services
+    assert [method.name for method in service.methods][:2] == ["Echo", "Fail"]
+    assert pool.FindServiceByName("zex.Mesh").FindMethodByName("Brokers")
+    assert pool.FindFileByName("conf/v1/conformance.proto").package == "conf.v1"
+    try:
+        pool.FindServiceByName("conf.v1.Nothing")
+        raise AssertionError("there is no such service")
+    except KeyError:
+        pass
+
+
+def health():
+    check = health_pb2_grpc.HealthStub(channel).Check
+    for name in ("", NAME):
+        answer = check(health_pb2.HealthCheckRequest(service=name), timeout=TIMEOUT_S)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING, name
+    error = fails(lambda: check(health_pb2.HealthCheckRequest(service="a.B"), timeout=TIMEOUT_S))
+    assert error.code() == grpc.StatusCode.NOT_FOUND, error
+
+
+def codes():
+    for code in list(grpc.StatusCode)[1:]:
+        number = code.value[0]
+        request = Data(data=f"{number} näin ei käy {number}\n%".encode())
+        error = fails(lambda: stub("Fail")(request, timeout=TIMEOUT_S))
+        assert error.code() == code, (code, error)
+        assert error.details() == f"näin ei käy {number}\n%", error.details()
+        trailers = dict(error.trailing_metadata())
+        assert trailers["grpc-status-details-bin"] == b"\x08" + bytes([number]), trailers
+
+
+def messages():
+    for size in (0, 1, 100_000, 4 * MIB - 16):
+        data = bytes(size)
+        assert stub("Echo")(Data(data=data), timeout=TIMEOUT_S).data == data, size
+    error = fails(lambda: stub("Echo")(Data(data=bytes(4 * MIB)), timeout=TIMEOUT_S))
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error
+    compressed = stub("Echo")(
+        Data(data=bytes(MIB)), timeout=TIMEOUT_S, compression=grpc.Compression.Gzip
+    )
+    assert compressed.data == bytes(MIB)
+
+
+def streams():
+    numbers = [int(one.data) for one in stub("Count", gives="stream")(Data(data=b"3000"), timeout=TIMEOUT_S)]
+    assert numbers == list(range(3000))
+    assert list(stub("Count", gives="stream")(Data(data=b"0"), timeout=TIMEOUT_S)) == []
+    got = []
+    error = fails(lambda: got.extend(stub("CountAndFail", gives="stream")(Data(data=b"5"), timeout=TIMEOUT_S)))
+    assert (len(got), error.code(), error.details()) == (5, grpc.StatusCode.DATA_LOSS, "that was all")
+    # One that is taken back in its middle.
+    call = stub("Count", gives="stream")(Data(data=b"100000000"), timeout=TIMEOUT_S)
+    next(call)
+    call.cancel()
+    assert fails(lambda: list(call)).code() == grpc.StatusCode.CANCELLED
+
+
+def deadline():
+    # grpcio itself rounds longer ones up to a tenth of a second.
+    left = float(stub("Remaining")(Data(), timeout=9).data)
+    assert 0 < left <= 9.05, left
+    begun = time.monotonic()
+    error = fails(lambda: stub("Hang")(Data(), timeout=0.5))
+    assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
+    assert time.monotonic() - begun >= 0.45
+
+
+def cancel():
+    call = stub("Hang").future(Data(), timeout=TIMEOUT_S)
+    time.sleep(0.3)
+    call.cancel()
+    assert stub("Hung")(Data(), timeout=TIMEOUT_S).data == b"yes", "the service did not hear of it"
+
+
+def unknown():
+    error = fails(lambda: stub("Ecko")(Data(), timeout=TIMEOUT_S))
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED, error
+    assert "did you mean `Echo`?" in error.details(), error.details()
+    error = fails(lambda: stub("Echo", service="conf.v1.Conformanse")(Data(), timeout=TIMEOUT_S))
+    assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+    assert f"did you mean `{NAME}`?" in error.details(), error.details()
+
+
+tests = {t.__name__: t for t in (reflection, health, codes, messages, streams, deadline, cancel, unknown)}
+for name in sys.argv[2:] or tests:
+    tests[name]()
+    print(name, "passed", flush=True)

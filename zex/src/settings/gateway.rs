@@ -1,0 +1,114 @@
+//! Where the gateway listens, and within which bounds.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Args;
+use zex_gateway::{DEFAULT_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_STREAMS, Settings};
+
+use super::duration;
+use super::mesh::{Bind, ports};
+
+/// The gateway of a mesh.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct GatewayArgs {
+    /// Port of the gateway. 8080 if not given, or the seventh after --port-base
+    #[arg(long, env = "ZEX_GATEWAY_PORT", value_name = "PORT", help_heading = "Gateway")]
+    gateway_port: Option<u16>,
+    /// Largest request message that the gateway takes, bytes; 16 MiB at most
+    #[arg(long, env = "ZEX_GRPC_MAX_MESSAGE", value_name = "BYTES", help_heading = "Gateway")]
+    #[arg(hide_short_help = true, default_value_t = DEFAULT_MAX_MESSAGE_BYTES)]
+    grpc_max_message: usize,
+    /// How long a call through the gateway may take that brings no deadline, as 30s, 5m, 2h
+    #[arg(long, env = "ZEX_GRPC_DEADLINE", value_name = "TIME", help_heading = "Gateway")]
+    #[arg(hide_short_help = true, default_value = "5m", value_parser = duration)]
+    grpc_deadline: Duration,
+    /// Connections to the gateway at once; more are closed as soon as they are open
+    #[arg(long, env = "ZEX_GRPC_CONNECTIONS", value_name = "COUNT", help_heading = "Gateway")]
+    #[arg(hide_short_help = true, default_value_t = DEFAULT_CONNECTIONS)]
+    grpc_connections: usize,
+    /// Calls at once on one connection to the gateway; a client waits with more
+    #[arg(long, env = "ZEX_GRPC_STREAMS", value_name = "COUNT", help_heading = "Gateway")]
+    #[arg(hide_short_help = true, default_value_t = DEFAULT_STREAMS)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    grpc_streams: u32,
+    /// A connection to the gateway that is silent for so long is asked whether it lives
+    #[arg(long, env = "ZEX_GRPC_KEEPALIVE", value_name = "TIME", help_heading = "Gateway")]
+    #[arg(hide_short_help = true, default_value = "60s", value_parser = duration)]
+    grpc_keepalive: Duration,
+    /// Origins whose pages may call by gRPC-Web, such as https://example.org; a comma between
+    /// several; * for all
+    #[arg(long, env = "ZEX_GRPC_WEB_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
+    #[arg(help_heading = "Gateway", hide_short_help = true)]
+    grpc_web_origins: Vec<String>,
+}
+
+/// The port of a gateway of which nothing is said.
+const PORT: u16 = 8080;
+
+impl GatewayArgs {
+    /// The settings.
+    pub(crate) fn settings(&self, bind: &Bind, plain: bool) -> anyhow::Result<Settings> {
+        let [beside] = ports([PORT], 6);
+        let port = self.gateway_port.unwrap_or(beside);
+        let endpoint = bind.endpoint(port)?;
+        let listen: SocketAddr = endpoint.trim_start_matches("tcp://").parse()?;
+        if !plain && !listen.ip().is_loopback() {
+            bail!(
+                "the gateway at {listen} could be reached by others, and asks nobody who he is: \
+                 listen on 127.0.0.1 behind a proxy that does, or say --plain"
+            );
+        }
+        Ok(Settings {
+            max_message_bytes: self.grpc_max_message,
+            deadline: self.grpc_deadline,
+            connections: self.grpc_connections,
+            streams: self.grpc_streams,
+            keepalive: self.grpc_keepalive,
+            origins: self.grpc_web_origins.clone(),
+            ..Settings::new(listen)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        gateway: GatewayArgs,
+        #[command(flatten)]
+        bind: Bind,
+    }
+
+    fn port(args: &[&str]) -> u16 {
+        let line = Line::parse_from([&["zex"], args].concat());
+        line.gateway.settings(&line.bind, false).unwrap().listen.port()
+    }
+
+    #[test]
+    fn the_port_is_given_or_the_usual_one() {
+        assert_eq!((port(&[]), port(&["--gateway-port", "81"])), (8080, 81));
+    }
+
+    #[test]
+    fn whoever_can_be_reached_by_others_says_so() {
+        let line = Line::parse_from(["zex", "--bind", "0.0.0.0"]);
+        assert!(line.gateway.settings(&line.bind, true).is_ok());
+        let refused = line.gateway.settings(&line.bind, false).unwrap_err().to_string();
+        assert!(refused.contains("--plain"), "{refused}");
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_library() {
+        let line = Line::parse_from(["zex"]);
+        let settings = line.gateway.settings(&line.bind, false).unwrap();
+        let library = Settings::new(settings.listen);
+        assert_eq!(format!("{settings:?}"), format!("{library:?}"));
+    }
+}
