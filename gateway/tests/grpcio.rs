@@ -44,8 +44,8 @@ async fn service(stage: &Stage) -> (Child, Adapter) {
     said.expect("the service says its port").unwrap();
     let worker = Worker::builder().worker_pipes([stage.mesh.for_workers()]).name("conformance");
     let worker = worker.context(stage.mesh.context().clone());
-    let target = Target::parse(&format!("127.0.0.1:{}", port.trim())).unwrap();
-    let adapter = Adapter::start(target, worker).unwrap();
+    let target = Target::parse(&format!("127.0.0.1:{}", port.trim()), Default::default()).unwrap();
+    let adapter = Adapter::start(vec![target], worker).unwrap();
     stage.served("conf.v1.Conformance").await;
     (server, adapter)
 }

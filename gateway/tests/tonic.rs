@@ -31,7 +31,9 @@ async fn users(stage: &Stage) -> (users_groups::Server, Adapter) {
     let server = serve_users(listener, UsersOptions { count: 500, seed: 1 }).unwrap();
     let worker = Worker::builder().worker_pipes([stage.mesh.for_workers()]).name("users");
     let worker = worker.context(stage.mesh.context().clone());
-    let adapter = Adapter::start(Target::parse(&server.url()).unwrap(), worker).unwrap();
+    let adapter =
+        Adapter::start(vec![Target::parse(&server.url(), Default::default()).unwrap()], worker)
+            .unwrap();
     stage.served("example.v1.Users").await;
     (server, adapter)
 }

@@ -18,7 +18,7 @@ use zex_gateway::Settings as Gateway;
 use zex_plumbing::Context;
 use zex_scheduler::SchedulerSettings;
 
-use crate::settings::gateway::GatewayArgs;
+use crate::settings::gateway::FrontDoor;
 use crate::settings::keys::Plain;
 use crate::settings::mesh::{Bind, EzListen, InPipePorts, StatePipePorts, WorkerPipePorts, ports};
 use crate::stop::DRAIN;
@@ -63,7 +63,7 @@ type Ports = [u16; 6];
 
 impl MeshArgs {
     /// The settings of the gateway beside it.
-    pub(crate) fn gateway(&self, args: &GatewayArgs) -> anyhow::Result<Gateway> {
+    pub(crate) fn gateway(&self, args: &FrontDoor) -> anyhow::Result<Gateway> {
         args.settings(&self.size.bind, self.size.plain.plain)
     }
 

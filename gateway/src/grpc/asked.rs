@@ -30,16 +30,18 @@ pub(super) struct Asked {
 
 impl Asked {
     pub(super) fn read(headers: &HeaderMap) -> Result<Self, Status> {
-        let mut asked = Self::default();
-        asked.timeout = word(headers, "grpc-timeout", "a number and H, M, S, m, u or n", timeout)?;
-        asked.key = word(headers, "zex-key", "32 hexadecimal digits", key)?;
-        asked.priority = word(headers, "zex-priority", "0 to 9", |text| {
-            text.parse().ok().filter(|priority| *priority <= MAX_PRIORITY)
-        })?;
-        let flag = |name| word(headers, name, "true or false", |text| text.parse().ok());
-        asked.idempotent = flag("zex-idempotent")?.unwrap_or_default();
-        asked.wait = flag("zex-wait")?.unwrap_or_default();
-        Ok(asked)
+        let priority = |text: &str| text.parse().ok().filter(|it| *it <= MAX_PRIORITY);
+        let flag = |name| {
+            let said = word(headers, name, "true or false", |text| text.parse().ok())?;
+            Ok::<bool, Status>(said.unwrap_or_default())
+        };
+        Ok(Self {
+            timeout: word(headers, "grpc-timeout", "a number and H, M, S, m, u or n", timeout)?,
+            key: word(headers, "zex-key", "32 hexadecimal digits", key)?,
+            priority: word(headers, "zex-priority", "0 to 9", priority)?,
+            idempotent: flag("zex-idempotent")?,
+            wait: flag("zex-wait")?,
+        })
     }
 }
 

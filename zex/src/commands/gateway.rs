@@ -8,7 +8,7 @@ use zex_gateway::Gateway;
 
 use crate::output;
 use crate::reach::options;
-use crate::settings::gateway::GatewayArgs as Settings;
+use crate::settings::gateway::FrontDoor;
 use crate::settings::keys::Plain;
 use crate::settings::mesh::{Bind, InPipes};
 use crate::stop::{DRAIN, Stop, ended};
@@ -23,7 +23,7 @@ use crate::stop::{DRAIN, Stop, ended};
   grpcurl -plaintext -d '{\"id\": 7}' 127.0.0.1:8080 example.v1.Users/Get")]
 pub(crate) struct GatewayArgs {
     #[command(flatten)]
-    gateway: Settings,
+    gateway: FrontDoor,
     #[command(flatten)]
     bind: Bind,
     #[command(flatten)]

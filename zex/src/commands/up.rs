@@ -10,7 +10,7 @@ use zex_gateway::Gateway;
 
 use crate::mesh::{Mesh, MeshArgs};
 use crate::settings::data::Data;
-use crate::settings::gateway::GatewayArgs;
+use crate::settings::gateway::FrontDoor;
 use crate::stop::{DRAIN, Stop, ended};
 use crate::{output, scheduler};
 
@@ -20,7 +20,7 @@ pub(crate) struct UpArgs {
     #[command(flatten)]
     mesh: MeshArgs,
     #[command(flatten)]
-    gateway: GatewayArgs,
+    gateway: FrontDoor,
     #[command(flatten)]
     data: Data,
     /// Say on stdout in JSON that it is ready, and where it listens

@@ -12,7 +12,7 @@ use super::mesh::{Bind, ports};
 
 /// The gateway of a mesh.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct GatewayArgs {
+pub(crate) struct FrontDoor {
     /// Port of the gateway. 8080 if not given, or the seventh after --port-base
     #[arg(long, env = "ZEX_GATEWAY_PORT", value_name = "PORT", help_heading = "Gateway")]
     gateway_port: Option<u16>,
@@ -47,7 +47,7 @@ pub(crate) struct GatewayArgs {
 /// The port of a gateway of which nothing is said.
 const PORT: u16 = 8080;
 
-impl GatewayArgs {
+impl FrontDoor {
     /// The settings.
     pub(crate) fn settings(&self, bind: &Bind, plain: bool) -> anyhow::Result<Settings> {
         let [beside] = ports([PORT], 6);
@@ -81,7 +81,7 @@ mod tests {
     #[derive(Parser)]
     struct Line {
         #[command(flatten)]
-        gateway: GatewayArgs,
+        gateway: FrontDoor,
         #[command(flatten)]
         bind: Bind,
     }
