@@ -31,7 +31,8 @@ impl From<Result<Bytes, Status>> for Answer {
     }
 }
 
-/// A call to be made by [`crate::Client::unary`] or [`crate::Client::server_stream`].
+/// A call to be made by [`crate::Client::unary`], [`crate::Client::server_stream`] or
+/// [`crate::Client::stream`].
 #[derive(Debug, Clone)]
 #[must_use = "a call does nothing until a client makes it"]
 pub struct Call {
@@ -105,6 +106,12 @@ impl Call {
     fn option(mut self, option: Options, yes: bool) -> Self {
         self.options =
             if yes { self.options.with(option) } else { Options(self.options.0 & !option.0) };
+        self
+    }
+
+    /// The same without its one request: they come as a stream.
+    pub(crate) fn without_body(mut self) -> Self {
+        self.body = Bytes::new();
         self
     }
 

@@ -12,6 +12,7 @@ use zex_spec::{Code, Key, Options, Status};
 use crate::call::{Answer, Call};
 use crate::mesh::Mesh;
 use crate::replies::Replies;
+use crate::requests::Requests;
 use crate::thread::{Command, IoThread, MAX_PARTS, Waiter};
 
 /// Commands that wait for the thread with the sockets: a burst of calls that it takes in some turns.
@@ -42,7 +43,7 @@ pub enum ClientError {
 }
 
 /// A client of the mesh: cheap to clone, usable from every task. When the last clone (and the last
-/// [`Replies`]) is gone its thread ends.
+/// [`Replies`] or [`Requests`]) is gone its thread ends.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -178,8 +179,28 @@ impl Client {
         let call = call.start(self.shared.clock.now(), Options::STREAM);
         let (sender, receiver) = mpsc::channel(MAX_PARTS);
         let key = call.key;
-        self.shared.call(call, Waiter::Stream(sender)).await?;
+        self.shared.call(call, Waiter::Stream(sender, None)).await?;
         Ok(Replies::new(Arc::clone(&self.shared), key, receiver))
+    }
+
+    /// Makes a call with a stream of requests, whose answer is a stream, too: of one reply
+    /// ([`Replies::only`]) where the method is a client stream. Both go on at once and neither waits
+    /// for the other, so a method that answers every request is read while it is sent to: in two
+    /// tasks, or in turns. The call's own body is not sent. It is underway when this returns.
+    ///
+    /// What goes wrong with it is told by [`Replies::next`]. Dropping the [`Replies`], or the
+    /// [`Requests`] before they are finished, takes the call back.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` if the client's thread has ended.
+    pub async fn stream(&self, call: Call) -> Result<(Requests, Replies), Status> {
+        let kind = Options::STREAM.with(Options::REQUESTS);
+        let call = call.without_body().start(self.shared.clock.now(), kind);
+        let (sender, receiver) = mpsc::channel(MAX_PARTS);
+        let (key, room) = (call.key, Requests::new_room());
+        self.shared.call(call, Waiter::Stream(sender, Some(Arc::clone(&room)))).await?;
+        let requests = Requests::new(Arc::clone(&self.shared), key, room);
+        Ok((requests, Replies::new(Arc::clone(&self.shared), key, receiver)))
     }
 
     /// Whether its thread runs. It ends before its client only if libzmq fails.
@@ -212,6 +233,18 @@ impl Shared {
     /// Hands a command to the thread; waits while its mailbox is full.
     pub(crate) async fn send(&self, command: Command) -> Result<(), Status> {
         let place = self.door.room.acquire().await.map_err(|_| thread_gone())?;
+        self.put(place, command)
+    }
+
+    /// The same, and keeps `room` for good once it is handed over: not before, so that who stops
+    /// waiting leaves no trace.
+    pub(crate) async fn send_with(
+        &self,
+        command: Command,
+        room: SemaphorePermit<'_>,
+    ) -> Result<(), Status> {
+        let place = self.door.room.acquire().await.map_err(|_| thread_gone())?;
+        room.forget();
         self.put(place, command)
     }
 

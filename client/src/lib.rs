@@ -5,9 +5,11 @@
 //!        ◀───────── oneshot / chunks ─────────────────┘
 //! ```
 //!
-//! - [`Client`], [`Call`]: unary calls and server streams; each has one final outcome, by its
-//!   deadline, and is sent again safely under its key. [`Answer`]: with the metadata around it.
-//! - [`Replies`]: a server stream; credit flows as it is read, dropping it cancels.
+//! - [`Client`], [`Call`]: calls of all four kinds; each has one final outcome, by its deadline. A
+//!   unary call is sent again safely under its key; a stream that breaks is `UNAVAILABLE`.
+//!   [`Answer`]: a reply with the metadata around it.
+//! - [`Replies`]: a stream of replies; credit flows as it is read, dropping it cancels.
+//! - [`Requests`]: a stream of requests; sending waits for the worker, dropping it unfinished cancels.
 //! - [`Mesh`]: what the brokers say of themselves, and the descriptors of services.
 //! - [`ez`]: one request in the dialect of 2020.
 //!
@@ -22,7 +24,15 @@
 //! while let Some(message) = replies.next().await {
 //!     println!("{} bytes", message?.len());
 //! }
-//! # drop(reply);
+//!
+//! // Many requests; one reply (`only`) or many (`next`), in step or not.
+//! let (requests, replies) = client.stream(Call::new("example.Sums", "Add", "")).await?;
+//! for number in [1_u8, 2, 3] {
+//!     requests.send(vec![number]).await?;
+//! }
+//! requests.finish().await;
+//! let sum = replies.only().await?;
+//! # drop((reply, sum));
 //! # Ok(())
 //! # }
 //! ```
@@ -37,6 +47,7 @@ pub mod ez;
 mod keys;
 mod mesh;
 mod replies;
+mod requests;
 mod thread;
 
 pub use call::{Answer, Call};
@@ -44,5 +55,6 @@ pub use client::{Client, ClientError, ClientOptions};
 pub use keys::random_key;
 pub use mesh::Mesh;
 pub use replies::Replies;
+pub use requests::Requests;
 pub use zex_core::session::client::Limits;
 pub use zex_spec::{Code, Key, Metadata, MetadataError, Status};

@@ -1,4 +1,4 @@
-//! A server stream at its reader.
+//! A stream of replies at its reader.
 //!
 //! ```text
 //!   session ─ chunks (at most the credit) ─▶ Messages ─▶ next()
@@ -19,7 +19,7 @@ use crate::thread::{Command, Part};
 /// grant a quarter in time, and a command is rare.
 const REPORT_BYTES: u32 = INITIAL_CREDIT_BYTES / 8;
 
-/// The replies of a server stream, in order. At most 1 MiB waits unread, in 2,048 chunks at most, and
+/// The replies of a stream, in order. At most 1 MiB waits unread, in 2,048 chunks at most, and
 /// the message that is being gathered. Dropping it takes the call back.
 pub struct Replies {
     shared: Arc<Shared>,
@@ -119,6 +119,24 @@ impl Replies {
             }
         }
         None
+    }
+
+    /// The one reply of a call that has one: of a client stream. A stream that ended well without
+    /// a message has an empty reply.
+    ///
+    /// # Errors
+    /// How the call ended; `INTERNAL` if there is more than one reply.
+    pub async fn only(mut self) -> Result<Bytes, Status> {
+        let Some(first) = self.next().await else { return Ok(Bytes::new()) };
+        let reply = first?;
+        match self.next().await {
+            None => Ok(reply),
+            Some(Err(status)) => Err(status),
+            Some(Ok(_)) => {
+                let text = "the call was to have one reply, and there are more";
+                Err(Status::new(Code::Internal, text))
+            }
+        }
     }
 
     fn fail(&mut self, status: Status) -> Option<Result<Bytes, Status>> {

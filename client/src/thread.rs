@@ -1,9 +1,9 @@
 //! The thread that owns a client's sockets and drives its session.
 //!
 //! ```text
-//!   mailbox ─ Call, Cancel, Consumed ─▶┐                     ┌─▶ waiters (oneshot, chunks)
-//!   DEALERs ─ packets ────────────────▶├─ session ─ actions ─┤
-//!   clock ─ Tick ─────────────────────▶┘                     └─▶ DEALERs
+//!   mailbox ─ Call, Message, Cancel … ─▶┐                     ┌─▶ waiters (oneshot, chunks, room)
+//!   DEALERs ─ packets ─────────────────▶├─ session ─ actions ─┤
+//!   clock ─ Tick ──────────────────────▶┘                     └─▶ DEALERs
 //! ```
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use zex_core::Time;
 use zex_core::session::Path;
 use zex_core::session::client::{Action, Event, Limits, NewCall, Session};
@@ -32,13 +32,17 @@ pub(crate) enum Command {
     Call(NewCall, Waiter),
     /// Take it back.
     Cancel(Key),
-    /// A reader has taken chunks that cost so many bytes.
+    /// A reader has taken chunks of this cost.
     Consumed(Key, u32),
+    /// A request of a stream.
+    Message(Key, Bytes),
+    /// No more requests come.
+    HalfClose(Key),
 }
 
 /// Parts that wait for a reader at most: what the session takes before it cuts the sender off, when
 /// each costs the least that a chunk can cost; headers, trailers and the end.
-pub(crate) const MAX_PARTS: usize = (2 * INITIAL_CREDIT_BYTES / MIN_CHUNK_COST_BYTES) as usize + 3;
+pub(crate) const MAX_PARTS: usize = (INITIAL_CREDIT_BYTES / MIN_CHUNK_COST_BYTES) as usize + 3;
 
 /// Part of a stream on its way to its reader.
 pub(crate) enum Part {
@@ -56,8 +60,8 @@ pub(crate) enum Part {
 pub(crate) enum Waiter {
     /// For its one reply; with the headers and the trailers, which come before it.
     Unary(oneshot::Sender<Answer>, Metadata, Metadata),
-    /// For its stream.
-    Stream(mpsc::Sender<Part>),
+    /// For its stream, and for room to send requests if it takes them.
+    Stream(mpsc::Sender<Part>, Option<Arc<Semaphore>>),
 }
 
 impl Waiter {
@@ -70,7 +74,7 @@ impl Waiter {
     fn is_gone(&self) -> bool {
         match self {
             Self::Unary(reply, ..) => reply.is_closed(),
-            Self::Stream(parts) => parts.is_closed(),
+            Self::Stream(parts, _) => parts.is_closed(),
         }
     }
 
@@ -80,7 +84,12 @@ impl Waiter {
             Self::Unary(reply, headers, trailers) => {
                 drop(reply.send(Answer { outcome, headers, trailers }));
             }
-            Self::Stream(parts) => drop(parts.try_send(Part::End(outcome))),
+            Self::Stream(parts, room) => {
+                give(&parts, Part::End(outcome));
+                if let Some(room) = room {
+                    room.close();
+                }
+            }
         }
     }
 }
@@ -152,9 +161,13 @@ impl IoThread {
             match command {
                 Command::Call(call, waiter) => self.call(now, call, waiter),
                 Command::Cancel(key) => self.session.handle(now, Event::Cancel(key)),
-                Command::Consumed(key, bytes) => {
-                    self.session.handle(now, Event::Consumed(key, bytes));
+                Command::Consumed(key, cost) => {
+                    self.session.handle(now, Event::Consumed(key, cost));
                 }
+                Command::Message(key, message) => {
+                    self.session.handle(now, Event::Message(key, message));
+                }
+                Command::HalfClose(key) => self.session.handle(now, Event::HalfClose(key)),
             }
         }
         if taken > 0 {
@@ -200,20 +213,25 @@ impl IoThread {
                     }
                 }
                 Action::Chunk(key, part) => {
-                    if let Some(Waiter::Stream(parts)) = self.waiters.get(&key) {
+                    if let Some(Waiter::Stream(parts, _)) = self.waiters.get(&key) {
                         give(parts, Part::Chunk(part));
                     }
                 }
                 Action::Headers(key, headers) => match self.waiters.get_mut(&key) {
                     Some(Waiter::Unary(_, place, _)) => *place = headers,
-                    Some(Waiter::Stream(parts)) => give(parts, Part::Headers(headers)),
+                    Some(Waiter::Stream(parts, _)) => give(parts, Part::Headers(headers)),
                     None => {}
                 },
                 Action::Trailers(key, trailers) => match self.waiters.get_mut(&key) {
                     Some(Waiter::Unary(.., place)) => *place = trailers,
-                    Some(Waiter::Stream(parts)) => give(parts, Part::Trailers(trailers)),
+                    Some(Waiter::Stream(parts, _)) => give(parts, Part::Trailers(trailers)),
                     None => {}
                 },
+                Action::Room(key, charge) => {
+                    if let Some(Waiter::Stream(_, Some(room))) = self.waiters.get(&key) {
+                        room.add_permits(charge as usize);
+                    }
+                }
                 Action::End(key, outcome) => {
                     if let Some(waiter) = self.waiters.remove(&key) {
                         waiter.end(outcome);

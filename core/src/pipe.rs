@@ -117,12 +117,12 @@ mod kind {
 
     pub(super) const CALL: u8 = 0x01;
     pub(super) const WORK: u8 = 0x11;
-    pub(super) const FROM_CLIENT: [u8; 3] = [0x01, 0x02, 0x03];
-    pub(super) const TO_CLIENT: [u8; 3] = [0x04, 0x05, 0x06];
+    pub(super) const FROM_CLIENT: [u8; 4] = [0x01, 0x02, 0x03, 0x06];
+    pub(super) const TO_CLIENT: [u8; 4] = [0x03, 0x04, 0x05, 0x06];
     pub(super) const TO_EZ_CLIENT: u8 = 0x42;
-    pub(super) const FROM_WORKER_TO_OWNER: [u8; 4] = [0x05, 0x06, 0x12, 0x14];
+    pub(super) const FROM_WORKER_TO_OWNER: [u8; 5] = [0x03, 0x05, 0x06, 0x12, 0x14];
     pub(super) const FROM_WORKER_TO_ALL: [u8; 3] = [0x15, 0x16, 0x17];
-    pub(super) const TO_WORKER: [u8; 5] = [0x02, 0x03, 0x11, 0x13, 0x18];
+    pub(super) const TO_WORKER: [u8; 6] = [0x02, 0x03, 0x06, 0x11, 0x13, 0x18];
     pub(super) const TO_EZ_WORKER: u8 = 0x44;
     pub(super) const BROKER_BEAT: u8 = 0x21;
 }
@@ -561,12 +561,12 @@ mod tests {
             .filter(|(kind, steer)| pipe.from_peer(client(1), *kind, *steer) != Route::Drop)
             .map(|(kind, _)| kind)
             .collect();
-        assert_eq!(taken, BTreeSet::from([1, 2, 3]));
+        assert_eq!(taken, BTreeSet::from([1, 2, 3, 6]));
         let mut pipe = with_brokers(Side::Worker, &[a]);
         let taken: Vec<_> = everything()
             .filter(|(kind, steer)| pipe.from_peer(client(1), *kind, *steer) != Route::Drop)
             .collect();
-        let owner = [5, 6, 0x12, 0x14].map(|kind| (kind, Steer::Owner(a)));
+        let owner = [3, 5, 6, 0x12, 0x14].map(|kind| (kind, Steer::Owner(a)));
         let all = [0x15, 0x16, 0x17].map(|kind| (kind, Steer::All));
         assert_eq!(taken, owner.into_iter().chain(all).collect::<Vec<_>>());
         assert_eq!(pipe.from_peer(client(1), HEARTBEAT, Steer::All), Route::AllBrokers);

@@ -1,11 +1,12 @@
-//! A native client: `zex_core::session::client` and a caller that makes calls of every kind.
+//! A native client: `zex_core::session::client` and a caller that makes calls of every kind: unary,
+//! with a stream of answers, and with one of requests besides.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use zex_core::Time;
 use zex_core::session::client::{Action, Event, Limits, NewCall, Session};
-use zex_core::session::{Messages, Path};
+use zex_core::session::{Messages, Path, STREAM_BUFFER_BYTES, chunk_cost, stream_charge};
 use zex_spec::{Body, Key, MAX_PRIORITY, Message, Options, PeerId, Status};
 
 use crate::Mechanism;
@@ -14,6 +15,7 @@ use crate::env::Env;
 use crate::ledger::{Made, Rule, Subject};
 use crate::net::{ConnId, End, Letter, Sent};
 use crate::queue::NodeId;
+use crate::requests::{Source, has_requests};
 use crate::scenario::{ClientPlan, Loads, Mood, START};
 use crate::worker::{NONCE_BYTES, service_name, stream_message};
 
@@ -45,6 +47,9 @@ pub(crate) struct ClientNode {
     next_call: Option<Time>,
     cancels: BTreeSet<(Time, Key)>,
     streams: BTreeMap<Key, Reading>,
+    sources: BTreeMap<Key, Source>,
+    /// When each source goes on.
+    due: BTreeSet<(Time, Key)>,
 }
 
 impl ClientNode {
@@ -66,6 +71,8 @@ impl ClientNode {
             next_call: None,
             cancels: BTreeSet::new(),
             streams: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            due: BTreeSet::new(),
         }
     }
 
@@ -74,15 +81,18 @@ impl ClientNode {
         self.session = Session::new(self.paths.len() as u8, Limits::default());
         self.cancels.clear();
         self.streams.clear();
+        self.sources.clear();
+        self.due.clear();
         let first = env.now.plus_ms(env.chance.between(0, 3_000));
         self.next_call = self.loads.next(first);
     }
 
     pub(crate) fn timeout(&self, clock: Clock, without: Option<Mechanism>) -> Option<Time> {
         let cancel = self.cancels.first().map(|(at, _)| *at);
+        let source = self.due.first().map(|(at, _)| *at);
         let session = self.session.poll_timeout().map(|at| clock.when(at));
         let session = session.filter(|_| without != Some(Mechanism::Timers));
-        [session, self.next_call, cancel].into_iter().flatten().min()
+        [session, self.next_call, cancel, source].into_iter().flatten().min()
     }
 
     pub(crate) fn receive(&mut self, env: &mut Env, conn: ConnId, letter: Letter) {
@@ -116,6 +126,12 @@ impl ClientNode {
                 self.handle(env, Event::Cancel(key));
             }
         }
+        while let Some((at, key)) = self.due.first().copied()
+            && at <= env.now
+        {
+            self.due.remove(&(at, key));
+            self.go_on(env, key);
+        }
         if self.next_call.is_some_and(|at| at <= env.now) {
             self.call(env);
             let gap = std::time::Duration::from_micros(env.chance.exponential(self.plan.gap_us));
@@ -141,7 +157,7 @@ impl ClientNode {
         }
         // Every priority comes; by the key, so that no other choice depends on it.
         let priority = key.0[0] % (MAX_PRIORITY + 1);
-        let body = request(env, &key);
+        let request = request(env, &key);
         let (low, high) = plan.deadline_ms;
         let span_ms = env.chance.between(low, high);
         let deadline = env.local().plus_ms(span_ms);
@@ -161,16 +177,24 @@ impl ClientNode {
                 deadline: env.now.plus_ms(span_ms),
                 idempotent: options.has(Options::IDEMPOTENT),
                 accepted: false,
-                certain: certain.filter(|_| up && !astray && !stream),
+                // A stream does not outlive its owner.
+                certain: certain.filter(|_| up && !astray && (!stream || self.mood == Mood::Calm)),
                 refused_by: prompt.then(|| env.now.plus_ms(PROMPT_MS)),
-                request: body.clone(),
+                request: request.clone(),
             },
         );
         if env.without(Mechanism::Licence) {
             options = options.with(Options::IDEMPOTENT);
         }
+        let mut body = request.clone();
+        if has_requests(&key, options) {
+            options = options.with(Options::REQUESTS);
+            body = Bytes::new();
+            self.sources.insert(key, Source::default());
+            self.due.insert((env.now.plus_ms(env.chance.between(0, 50)), key));
+        }
         if stream {
-            let reading = Reading { request: body.clone(), ..Reading::default() };
+            let reading = Reading { request: request.clone(), ..Reading::default() };
             self.streams.insert(key, reading);
         }
         if env.chance.happens(plan.cancel) {
@@ -204,8 +228,27 @@ impl ClientNode {
                 Action::Chunk(key, part) => self.read(env, key, part),
                 // Nobody here sends any.
                 Action::Headers(..) | Action::Trailers(..) => {}
+                Action::Room(key, charge) => {
+                    if let Some(source) = self.sources.get_mut(&key) {
+                        source.queued = source.queued.saturating_sub(charge);
+                    }
+                }
                 Action::End(key, outcome) => self.end(env, key, &outcome),
             }
+        }
+    }
+
+    /// A source's next step.
+    fn go_on(&mut self, env: &mut Env, key: Key) {
+        let Some(source) = self.sources.get_mut(&key) else { return };
+        let Some(message) = source.peek(&key) else {
+            return self.handle(env, Event::HalfClose(key));
+        };
+        self.due.insert((env.now.plus_ms(env.chance.between(1, 30)), key));
+        let charge = stream_charge(message.len());
+        if source.queued + charge <= STREAM_BUFFER_BYTES {
+            source.sent(charge);
+            self.handle(env, Event::Message(key, message));
         }
     }
 
@@ -215,13 +258,13 @@ impl ClientNode {
             env.ledger.violation(env.now, Rule::OneAnswer, Subject::Call(key), text);
         }
         let Some(reading) = self.streams.get_mut(&key) else { return };
-        let cost = zex_spec::chunk_cost(part.len());
+        let cost = chunk_cost(part.len());
         reading.messages.push(part);
         while let Ok(Some(message)) = reading.messages.next_message() {
             let large = message.len() > 1_000;
             if message != stream_message(&reading.request, reading.next, large) {
                 let text = format!("the stream of {key} has a wrong message {}", reading.next);
-                env.ledger.violation(env.now, Rule::Payload, Subject::Call(key), text);
+                env.ledger.violation(env.now, Rule::Streams, Subject::Call(key), text);
             }
             reading.next += 1;
         }
@@ -230,6 +273,8 @@ impl ClientNode {
 
     fn end(&mut self, env: &mut Env, key: Key, outcome: &Result<Bytes, Status>) {
         let reading = self.streams.remove(&key);
+        self.sources.remove(&key);
+        env.ledger.counts.streams_ok += u64::from(reading.is_some() && outcome.is_ok());
         env.ledger.ended(env.now, key, outcome, |request, reply| match &reading {
             // A unary reply is the request and the number of the effect.
             None => reply.len() == request.len() + NONCE_BYTES && reply.starts_with(request),

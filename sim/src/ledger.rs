@@ -51,6 +51,9 @@ pub enum Rule {
     Drain,
     /// A reply is the one to this request.
     Payload,
+    /// Guarantee 7: what is read of a stream is what was sent, in order, each once; and where it
+    /// ended well, all of it.
+    Streams,
     /// The EZ dialect: at most one answer for each client and request; one, while the mesh lives.
     EzAnswer,
     /// The EZ dialect: a worker is not given an id that it has.
@@ -116,6 +119,10 @@ pub struct Counts {
     pub ez_ok: u64,
     /// Work that workers began.
     pub effects: u64,
+    /// Streams of requests that a worker read to their end.
+    pub streams_read: u64,
+    /// Streams of answers that a client read to their end.
+    pub streams_ok: u64,
     /// Messages lost by the network.
     pub lost: u64,
     /// Assignments that a heartbeat had to correct.
@@ -141,6 +148,8 @@ impl std::ops::AddAssign for Counts {
         self.ez_requests += other.ez_requests;
         self.ez_ok += other.ez_ok;
         self.effects += other.effects;
+        self.streams_read += other.streams_read;
+        self.streams_ok += other.streams_ok;
         self.lost += other.lost;
         self.drift += other.drift;
         self.compared += other.compared;

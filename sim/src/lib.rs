@@ -42,6 +42,7 @@ mod net;
 mod picks;
 mod pipes;
 mod queue;
+mod requests;
 mod scenario;
 mod sweep;
 mod trace;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::{BufMut, Bytes, BytesMut};
 use zex_core::Time;
 use zex_core::session::worker::{Action, Begin, Event, RunId, Session, Settings};
-use zex_core::session::{MemoryLimits, Path, STREAM_BUFFER_BYTES, stream_charge};
+use zex_core::session::{MemoryLimits, Path, STREAM_BUFFER_BYTES, chunk_cost, stream_charge};
 use zex_spec::{Code, Key, Message, Options, Packet, PeerId, Status};
 
 use crate::Mechanism;
@@ -17,8 +17,11 @@ use crate::env::Env;
 use crate::ledger::{Rule, Subject};
 use crate::net::{ConnId, End, Letter, Sent};
 use crate::queue::NodeId;
+use crate::requests::{Reader, waits_for_the_end};
 use crate::scenario::WorkerPlan;
 
+/// A handler that has to read its requests to the end looks so often whether it has, ms.
+const READ_ON_MS: u64 = 10;
 /// Bytes of small messages of a stream.
 const SMALL_BYTES: usize = 100;
 /// Bytes of the number at the end of a unary reply, which tells one effect from another.
@@ -37,6 +40,8 @@ struct Running {
     left: Option<(u64, u64)>,
     /// What it has queued at the session, in charges.
     queued: u32,
+    /// Its requests, if they are a stream.
+    requests: Option<Reader>,
     fails: bool,
 }
 
@@ -139,6 +144,8 @@ impl WorkerNode {
                         running.queued = running.queued.saturating_sub(charge);
                     }
                 }
+                Action::Chunk(run, part) => self.read(env, run, part),
+                Action::HalfClosed(run) => self.half_closed(env, run),
                 Action::Drained => self.drained = true,
             }
         }
@@ -167,7 +174,11 @@ impl WorkerNode {
         let due = env.now
             + std::time::Duration::from_micros(env.chance.exponential(self.plan.service_us));
         let left = messages.map(|messages| (messages, messages));
-        let running = Running { key, nonce, body: begin.body, due, left, queued: 0, fails };
+        let takes_requests = begin.options.has(Options::REQUESTS);
+        let requests = takes_requests.then(Reader::default);
+        // What it answers with, where no request came with the call.
+        let body = if takes_requests { Bytes::copy_from_slice(&key.0) } else { begin.body };
+        let running = Running { key, nonce, body, due, left, queued: 0, requests, fails };
         if !hangs {
             self.due.insert((due, begin.run));
         }
@@ -176,6 +187,31 @@ impl WorkerNode {
             let text =
                 format!("a worker of capacity {} runs {}", self.plan.capacity, self.runs.len());
             env.ledger.violation(env.now, Rule::Bounds, Subject::Worker(self.peer), text);
+        }
+    }
+
+    /// A handler reads its requests as they come.
+    fn read(&mut self, env: &mut Env, run: RunId, part: Bytes) {
+        let cost = chunk_cost(part.len());
+        self.check(env, run, |reader, key| reader.part(key, part));
+        self.handle(env, Event::Consumed(run, cost));
+    }
+
+    fn half_closed(&mut self, env: &mut Env, run: RunId) {
+        env.ledger.counts.streams_read += u64::from(self.runs.contains_key(&run));
+        self.check(env, run, Reader::end);
+    }
+
+    fn check(
+        &mut self,
+        env: &mut Env,
+        run: RunId,
+        step: impl FnOnce(&mut Reader, &Key) -> Result<(), String>,
+    ) {
+        let Some(running) = self.runs.get_mut(&run) else { return };
+        let Some(reader) = &mut running.requests else { return };
+        if let Err(text) = step(reader, &running.key) {
+            env.ledger.violation(env.now, Rule::Streams, Subject::Call(running.key), text);
         }
     }
 
@@ -200,6 +236,15 @@ impl WorkerNode {
                 running.queued += charge;
                 self.handle(env, Event::Message(run, message));
             }
+            return;
+        }
+        let reads_on = |running: &Running| {
+            let unread = running.requests.as_ref().is_some_and(|reader| !reader.ended);
+            unread && waits_for_the_end(&running.key)
+        };
+        if reads_on(running) {
+            running.due = env.now.plus_ms(READ_ON_MS);
+            self.due.insert((running.due, run));
             return;
         }
         let Some(running) = self.runs.remove(&run) else { return };

@@ -47,7 +47,8 @@ pub const MAX_BODY_BYTES: usize = 16 << 20;
 pub const MAX_EZ_ID_BYTES: usize = 255;
 /// Largest body of one [`Chunk`], in bytes: small enough that others get their turn.
 pub const MAX_CHUNK_BYTES: usize = 64 << 10;
-/// What the sender of a stream may send before the first [`Credit`], in bytes.
+/// The window of a stream, in bytes: what its worker may send before the first [`Credit`], and what
+/// the first [`Credit`] of a worker lets its client send.
 pub const INITIAL_CREDIT_BYTES: u32 = 1 << 20;
 /// What a chunk takes of the credit at least, bytes: so that a stream of tiny chunks has 2,048 of them
 /// underway at most. A pipe's queue for a peer counts messages, and takes four times as many.
@@ -128,7 +129,10 @@ pub enum Malformed {
 /// The result of reading bytes from outside.
 pub type Result<T> = std::result::Result<T, Malformed>;
 
-/// What a chunk with a body of so many bytes takes of the credit.
+/// What a chunk with a body of so many bytes takes of the credit; a beat, which has none, takes nothing.
 pub fn chunk_cost(len: usize) -> u32 {
+    if len == 0 {
+        return 0;
+    }
     u32::try_from(len).unwrap_or(u32::MAX).max(MIN_CHUNK_COST_BYTES)
 }

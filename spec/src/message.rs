@@ -26,6 +26,8 @@ impl Options {
     pub const ACKNOWLEDGE: Self = Self(8);
     /// In [`Work`] only, set by the broker: a worker that is gone may have begun it before.
     pub const AGAIN: Self = Self(16);
+    /// The request is a stream, too: only together with STREAM. [`Call`] and [`Work`] have no body.
+    pub const REQUESTS: Self = Self(32);
 
     /// Whether every bit of `other` is set.
     pub fn has(self, other: Self) -> bool {
@@ -122,30 +124,33 @@ impl Serialize for Reply {
     }
 }
 
-/// Part of a stream. The body is a slice, at most 64 KiB, of the byte string
+/// Part of a stream, of either direction. The body is a slice, at most 64 KiB, of the byte string
 /// `(length: u32 big-endian, message)*`. An empty body is a beat: it names the highest number
 /// sent so far.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Chunk {
-    /// As in [`Reply`].
+    /// From a worker: the work's address, untouched. Else empty.
     #[serde(with = "crate::message::bin")]
     pub address: Bytes,
     /// The call's.
     pub key: Key,
     /// From 1 upwards, one more for each chunk with a body.
     pub number: u32,
+    /// From a client: no request comes after it. A worker's stream ends with [`Reply`] instead.
+    pub end: bool,
     /// What the answer begins with: in a beat in front of the first part.
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     pub headers: Metadata,
 }
 
-/// The receiver of a stream has room for so many more bytes of chunk bodies.
+/// The receiver of a stream says how much the sender may send, counted from the stream's beginning:
+/// absolute, so that one which is lost or doubled does no harm.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Credit {
     /// The call's.
     pub key: Key,
-    /// To be added to what the sender may send. The first 1 MiB need no message.
-    pub bytes: u32,
+    /// Sum of the chunks' costs ([`crate::chunk_cost`]) that may be reached.
+    pub upto: u64,
 }
 
 /// The caller takes the call back.
@@ -445,10 +450,10 @@ macro_rules! messages {
 messages! {
     0x01 Call [Bin16, Str, Str, Uint, Uint, Uint, Uint, Uint, Maybe(&Bin)]: "client → broker (home)",
     0x02 Cancel [Bin16]: "client → broker, broker → worker",
-    0x03 Credit [Bin16, Uint]: "client → broker (owner), broker → worker",
+    0x03 Credit [Bin16, Uint]: "client → broker (owner) → worker, worker → broker (owner) → client",
     0x04 Accepted [Bin16]: "broker → client",
     0x05 Reply [Bin, Bin16, Uint, Str, Uint, Maybe(&Bin), Maybe(&Bin)]: "worker → broker (owner), broker → client",
-    0x06 Chunk [Bin, Bin16, Uint, Maybe(&Bin)]: "worker → broker (owner), broker → client",
+    0x06 Chunk [Bin, Bin16, Uint, Bool, Maybe(&Bin)]: "worker → broker (owner) → client, client → broker (owner) → worker",
     0x07 BrokerDown []: "in pipe → client",
     0x11 Work [Bin, Bin16, Str, Str, Uint, Uint, Uint, Maybe(&Bin)]: "broker → worker",
     0x12 Busy [Bin, Bin16]: "worker → broker (owner)",

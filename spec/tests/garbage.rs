@@ -170,7 +170,7 @@ fn messages() -> Vec<Packet> {
         Packet::from_peer(owner, reply, Bytes::from(vec![1; INLINE_BODY_BYTES + 1])),
         Packet::from_peer(
             owner,
-            Chunk { address, key, number: 2, headers: Default::default() },
+            Chunk { address, key, number: 2, end: true, headers: Default::default() },
             body(),
         ),
         Packet::from_peer(Steer::All, register, Bytes::new()),

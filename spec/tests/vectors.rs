@@ -120,12 +120,12 @@ fn fields_but_metadata(message: &Message) -> Value {
             "message": m.message, "chunks": m.chunks,
         }),
         Message::Chunk(m) => json!({
-            "address": hex(&m.address), "key": m.key.to_string(), "number": m.number,
+            "address": hex(&m.address), "key": m.key.to_string(), "number": m.number, "end": m.end,
         }),
         Message::Cancel(Cancel { key }) | Message::Accepted(Accepted { key }) => {
             json!({ "key": key.to_string() })
         }
-        Message::Credit(m) => json!({ "key": m.key.to_string(), "bytes": m.bytes }),
+        Message::Credit(m) => json!({ "key": m.key.to_string(), "upto": m.upto }),
         Message::Busy(m) => json!({ "address": hex(&m.address), "key": m.key.to_string() }),
         Message::Ask(m) => {
             json!({ "key": m.key.to_string(), "attempt": m.attempt, "number": m.number })

@@ -26,6 +26,7 @@
 //! - [`Request`], [`Replies`], [`handler()`]: what a handler gets and how it answers. It runs as a
 //!   task of the runtime that started the worker; it is dropped when its caller cancels or stops
 //!   waiting. A panic in it is `INTERNAL` for its caller and nothing else.
+//! - [`Requests`], [`stream_handler()`]: the same for calls with a stream of requests.
 //!
 //! A stream's handler sends messages and returns an empty body at its end:
 //!
@@ -42,19 +43,36 @@
 //! # drop(count);
 //! ```
 //!
+//! And one that reads a stream of requests; the replies may be a stream, too, in step or not:
+//!
+//! ```no_run
+//! # use bytes::Bytes;
+//! # use zex_worker::{Replies, Request, Requests, Status, stream_handler};
+//! let total = stream_handler(|_: Request, mut requests: Requests, _: Replies| async move {
+//!     let mut bytes = 0;
+//!     while let Some(request) = requests.next().await {
+//!         bytes += request?.len() as u64;
+//!     }
+//!     Ok::<Bytes, Status>(Bytes::copy_from_slice(&bytes.to_be_bytes()))
+//! });
+//! # drop(total);
+//! ```
+//!
 //! Decisions (capacity, keys, beats, drain) are in `zex_core::session`; here are only the thread
 //! with the sockets and the tasks. Bodies are bytes: this crate knows no protobuf and no gRPC.
 
 mod builder;
 mod handler;
 mod replies;
+mod requests;
 mod task;
 mod thread;
 mod worker;
 
 pub use builder::{Worker, WorkerBuilder, WorkerError};
-pub use handler::{Handler, Request, handler};
+pub use handler::{Handler, Request, handler, stream_handler};
 pub use replies::Replies;
+pub use requests::Requests;
 pub use worker::WorkerHandle;
 pub use zex_core::session::MemoryLimits;
 pub use zex_spec::{Code, Key, Metadata, MetadataError, Status};

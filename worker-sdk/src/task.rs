@@ -4,20 +4,24 @@ use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use zex_core::session::worker::RunId;
 use zex_spec::{Code, Status};
 
 use crate::handler::{Handler, Request};
 use crate::replies::Replies;
+use crate::requests::{MAX_PARTS, Part, Requests};
 use crate::thread::{Command, Commands};
 
 /// A handler that runs.
 pub(crate) struct Task {
     abort: AbortHandle,
     room: Option<Arc<Semaphore>>,
+    /// Where its requests go, if they are a stream that has not ended.
+    requests: Option<mpsc::Sender<Part>>,
 }
 
 impl Task {
@@ -27,12 +31,30 @@ impl Task {
         run: RunId,
         handler: Handler,
         request: Request,
+        takes_requests: bool,
         commands: Commands,
     ) -> Self {
         let room = request.streaming.then(Replies::new_room);
         let replies = Replies::new(run, commands.clone(), room.clone());
-        let task = runtime.spawn(answer(run, handler, request, replies, commands));
-        Self { abort: task.abort_handle(), room }
+        let (parts, requests) = takes_requests.then(|| mpsc::channel(MAX_PARTS)).unzip();
+        let requests = requests.map(|parts| Requests::stream(run, commands.clone(), parts));
+        let task = runtime.spawn(answer(run, handler, request, requests, replies, commands));
+        Self { abort: task.abort_handle(), room, requests: parts }
+    }
+
+    /// The next part of its requests.
+    pub(crate) fn give_part(&self, part: Bytes) {
+        if let Some(requests) = &self.requests {
+            // A handler that does not want them has let go of them. Full the channel cannot be.
+            let _ = requests.try_send(Part::Chunk(part));
+        }
+    }
+
+    /// No more come.
+    pub(crate) fn half_close(&mut self) {
+        if let Some(requests) = self.requests.take() {
+            let _ = requests.try_send(Part::End);
+        }
     }
 
     /// Its messages have left: there is room for more.
@@ -61,11 +83,12 @@ async fn answer(
     run: RunId,
     handler: Handler,
     request: Request,
+    requests: Option<Requests>,
     replies: Replies,
     commands: Commands,
 ) {
     // The call of the function is inside, so that a panic in it is caught as well.
-    let answering = async move { handler.answer(request, replies).await };
+    let answering = async move { handler.answer(request, requests, replies).await };
     // A handler that panicked is not used again: its future is dropped, and what it shares with
     // others is as safe as it was before threads could panic, with locks that are poisoned.
     let outcome = AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|panic| {

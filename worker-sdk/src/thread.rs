@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Trailers(RunId, Metadata),
     /// A message of a stream.
     Message(RunId, Bytes),
+    /// A handler has taken requests of this cost.
+    Consumed(RunId, u32),
     /// A handler is done.
     Finish(RunId, Result<Bytes, Status>),
     /// There are orders.
@@ -248,6 +250,9 @@ impl IoThread {
                 Command::Message(run, message) => {
                     self.session.handle(now, Event::Message(run, message));
                 }
+                Command::Consumed(run, cost) => {
+                    self.session.handle(now, Event::Consumed(run, cost));
+                }
                 Command::Finish(run, outcome) => {
                     self.session.handle(now, Event::Finish(run, outcome));
                     self.tasks.remove(&run);
@@ -315,6 +320,16 @@ impl IoThread {
                         task.give_room(charge);
                     }
                 }
+                Action::Chunk(run, part) => {
+                    if let Some(task) = self.tasks.get(&run) {
+                        task.give_part(part);
+                    }
+                }
+                Action::HalfClosed(run) => {
+                    if let Some(task) = self.tasks.get_mut(&run) {
+                        task.half_close();
+                    }
+                }
                 Action::Drained => self.over = true,
             }
         }
@@ -348,7 +363,9 @@ impl IoThread {
             again: begin.options.has(Options::AGAIN),
         };
         let (handler, commands) = (served.handler.clone(), self.commands.clone());
-        self.tasks.insert(run, Task::start(&self.runtime, run, handler, request, commands));
+        let requests = begin.options.has(Options::REQUESTS);
+        let task = Task::start(&self.runtime, run, handler, request, requests, commands);
+        self.tasks.insert(run, task);
     }
 
     /// The last replies and the goodbye may wait for room in a queue.

@@ -25,7 +25,7 @@ from . import wire
 from .calls import GRACE_S, Pending, Stream
 from .errors import Code, Error, Malformed
 from .loop import Endpoints, Loop, random_id
-from .streams import Reader, Receiver
+from .streams import BEAT_S, SILENCE_S, Reader, Receiver
 from .wire import Steer
 
 #: No sign of a call for so long: it is sent again.
@@ -37,8 +37,6 @@ _PAUSE_S = 0.05
 _PAUSE_MAX_S = 0.5
 #: A path that gave something back is nobody's first choice for so long.
 _SHUN_S = 0.5
-#: So long without a chunk or a beat (which come each second), and the stream is dead.
-_SILENCE_S = 2.0
 #: A credit that could not be sent is tried again after so long.
 _CREDIT_RETRY_S = 0.05
 #: From this size on a request asks to be acknowledged: a needless resend would be dear.
@@ -399,13 +397,11 @@ class Client(Loop):
         if now >= pending.deadline:
             self._end(pending, self._too_late(pending))
         elif pending.receiver is not None:
-            silent = pending.receiver.heard_at + _SILENCE_S
-            if now >= silent:
-                text = f"nothing was heard of the stream for {_SILENCE_S:g} s"
+            if now >= pending.receiver.heard_at + SILENCE_S:
+                text = f"nothing was heard of the stream for {SILENCE_S:g} s"
                 self._take_back(pending, Error(Code.UNAVAILABLE, text))
             else:
-                self._set_due(pending, silent)
-                self._grant(pending)
+                self._beat(pending, now)
         elif pending.paused and pending.hopeless:
             self._end(pending, self._no_broker(pending))
         elif pending.paused:
@@ -467,7 +463,7 @@ class Client(Loop):
         now = time.monotonic()
         if pending.receiver is None:
             pending.receiver = Receiver(broker, now)
-            self._set_due(pending, now + _SILENCE_S)
+            self._set_due(pending, now + BEAT_S)
         try:
             if pending.receiver.chunk(now, broker, chunk.number, len(body)):
                 pending.reader.put(body)
@@ -478,12 +474,27 @@ class Client(Loop):
         receiver = pending.receiver
         if receiver is None or self._calls.get(pending.call.key) is not pending:
             return
-        size = receiver.grant()
-        if size:
-            credit = wire.Packet(wire.Credit(pending.call.key, size), Steer.owner(receiver.owner))
-            if not self._send(pending.path, wire.encode(credit)):
-                receiver.owe(size)
-                self._set_due(pending, time.monotonic() + _CREDIT_RETRY_S)
+        upto = receiver.grant()
+        if upto:
+            self._credit(pending, receiver, upto)
+
+    def _credit(self, pending: Pending, receiver: Receiver, upto: int) -> None:
+        credit = wire.Packet(wire.Credit(pending.call.key, upto), Steer.owner(receiver.owner))
+        if not self._send(pending.path, wire.encode(credit)):
+            receiver.beat_due = time.monotonic() + _CREDIT_RETRY_S
+            self._set_due(pending, receiver.beat_due)
+
+    def _beat(self, pending: Pending, now: float) -> None:
+        """Says the credit again each second: it may have been lost, and the worker hears us by it."""
+        receiver = pending.receiver
+        assert receiver is not None  # Its caller has looked.
+        due = min(receiver.beat_due, receiver.heard_at + SILENCE_S)
+        if now >= receiver.beat_due:
+            due = receiver.beat_due = now + BEAT_S
+            self._set_due(pending, due)
+            self._credit(pending, receiver, receiver.granted)
+        else:
+            self._set_due(pending, due)
 
     def _bounced(self, packet: wire.Packet) -> None:
         message = packet.message
@@ -491,8 +502,8 @@ class Client(Loop):
             pending = self._calls[message.key]
             if isinstance(message, wire.Credit):
                 if pending.receiver is not None:
-                    pending.receiver.owe(message.bytes)
-                    self._set_due(pending, time.monotonic() + _CREDIT_RETRY_S)
+                    pending.receiver.beat_due = time.monotonic() + _CREDIT_RETRY_S
+                    self._set_due(pending, pending.receiver.beat_due)
                 return
             latest = message.attempt == pending.call.attempt
             if latest and not pending.paused and pending.receiver is None:

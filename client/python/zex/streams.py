@@ -2,7 +2,7 @@
 
     handler ─▶ Sender: [ ≤ 256 KiB ] ─▶ chunks ≤ 64 KiB ─▶ … ─▶ Receiver: order, gaps ─▶ Reader
 
-The bytes of a stream are `(length u32 big-endian, message)*`, cut anywhere (protocol.md §6).
+The bytes of a stream are `(length u32 big-endian, message)*`, cut anywhere (protocol.md §6a).
 `Sender` is filled by the handler's thread and emptied by the worker's loop; `Reader` is filled by
 the client's loop and emptied by the caller's thread.
 """
@@ -18,19 +18,23 @@ from .errors import Code, Error
 from .wire import INITIAL_CREDIT_BYTES, MAX_BODY_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_COST_BYTES
 
 _LENGTH_BYTES = 4
+#: A stream that has had nothing to send says so this long after its beginning.
+_FIRST_BEAT_S = 0.2
 #: What a handler may be ahead of the credit: four chunks, so that the next is there when credit is.
 _BUFFER_BYTES = 4 * MAX_CHUNK_BYTES
 #: Credit that a receiver can pile up.
 _MAX_CREDIT_BYTES = 64 * INITIAL_CREDIT_BYTES
 #: Credit is given back in quarters of the window.
 _GRANT_BYTES = INITIAL_CREDIT_BYTES // 4
-#: What may lie unread before the sender is cut off: a doubled credit is no crime, to ignore it is.
-_MAX_UNREAD_BYTES = 2 * INITIAL_CREDIT_BYTES
+#: How often each end of a stream says again what it said last.
+BEAT_S = 1.0
+#: Nothing was heard for so long: the stream is dead.
+SILENCE_S = 2.0
 
 
 def chunk_cost(size: int) -> int:
-    """What a chunk with a body of this size takes of the credit."""
-    return max(size, MIN_CHUNK_COST_BYTES)
+    """What a chunk with a body of so many bytes uses up of the credit; a beat costs nothing."""
+    return max(size, MIN_CHUNK_COST_BYTES) if size else 0
 
 
 class Sender:
@@ -39,12 +43,14 @@ class Sender:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._buffer = bytearray()
-        self._credit = INITIAL_CREDIT_BYTES
+        self._allowed = INITIAL_CREDIT_BYTES
+        self._spent = 0
         self._broken: Optional[Error] = None
         #: The number of the last chunk that left. Of the loop alone.
         self.number = 0
-        #: When something was sent last. Of the loop alone.
-        self.sent_at = time.monotonic()
+        #: When something was sent last, and when something was heard. Of the loop alone.
+        self.sent_at = time.monotonic() - BEAT_S + _FIRST_BEAT_S
+        self.heard_at = time.monotonic()
 
     def push(self, message: bytes, deadline: float) -> bool:
         """Queues a message; waits for room until the deadline. True if the loop has to be told:
@@ -72,20 +78,21 @@ class Sender:
             self._buffer.clear()
             self._changed.notify_all()
 
-    def credit(self, size: int) -> None:
-        """The receiver has room for so many bytes more."""
+    def credit(self, upto: int) -> None:
+        """The receiver lets so much be spent in all."""
         with self._changed:
-            self._credit = min(self._credit + size, _MAX_CREDIT_BYTES)
+            self._allowed = max(self._allowed, min(upto, self._spent + _MAX_CREDIT_BYTES))
 
     def take(self) -> bytes:
         """The body of the next chunk; empty if there is nothing to send or no credit."""
         with self._changed:
-            if not self._buffer or self._credit < MIN_CHUNK_COST_BYTES:
+            left = self._allowed - self._spent
+            if left < MIN_CHUNK_COST_BYTES:
                 return b""
-            size = min(len(self._buffer), self._credit, MAX_CHUNK_BYTES)
+            size = min(len(self._buffer), left, MAX_CHUNK_BYTES)
             part = bytes(self._buffer[:size])
             del self._buffer[:size]
-            self._credit -= chunk_cost(size)
+            self._spent += chunk_cost(size)
             self._changed.notify_all()
             return part
 
@@ -93,7 +100,7 @@ class Sender:
         """This chunk could not be sent; it is the next again."""
         with self._changed:
             self._buffer[:0] = part
-            self._credit += chunk_cost(len(part))
+            self._spent -= chunk_cost(len(part))
 
     @property
     def empty(self) -> bool:
@@ -112,39 +119,41 @@ class Receiver:
         self.heard_at = now
         #: The number of the last chunk.
         self.last = 0
-        self._unread = 0
-        self._owed = 0
+        #: When the credit is to be said again.
+        self.beat_due = now + BEAT_S
+        #: Costs, each from the beginning: what came, what was read, what the sender was told.
+        self._came = 0
+        self._consumed = 0
+        self.granted = INITIAL_CREDIT_BYTES
 
     def chunk(self, now: float, owner: int, number: int, size: int) -> bool:
         """Whether this chunk is the next part. Raises the stream's end if it cannot go on."""
         if owner != self.owner:
             raise Error(Code.UNAVAILABLE, "the stream changed its broker")
         self.heard_at = now
-        if number <= self.last:
+        # Serial numbers (RFC 1982): a stream may have more chunks than a number counts.
+        ahead = (number - self.last + (1 << 31)) % (1 << 32) - (1 << 31)
+        if ahead <= 0:
             return False  # A beat, or a part that was here before.
-        if not size or number != self.last + 1:
+        if not size or ahead != 1:
             raise Error(Code.UNAVAILABLE, "a part of the stream was lost")
         self.last = number
-        self._unread += chunk_cost(size)
-        if self._unread > _MAX_UNREAD_BYTES:
+        self._came += chunk_cost(size)
+        if self._came > self.granted:
             raise Error(Code.RESOURCE_EXHAUSTED, "the worker sent more than it was allowed to")
         return True
 
-    def consumed(self, size: int) -> None:
-        """The reader has taken chunks that cost so many bytes."""
-        self._unread -= size
-        self._owed += size
-
-    def owe(self, size: int) -> None:
-        """A credit came back unsent."""
-        self._owed += size
+    def consumed(self, cost: int) -> None:
+        """The reader has taken chunks of this cost."""
+        self._consumed = min(self._came, self._consumed + cost)
 
     def grant(self) -> int:
-        """The credit to give now; 0 if it is not worth a message."""
-        if self._owed < _GRANT_BYTES:
+        """The credit to tell now; 0 if it is no news worth a message."""
+        upto = self._consumed + INITIAL_CREDIT_BYTES
+        if upto - self.granted < _GRANT_BYTES:
             return 0
-        owed, self._owed = self._owed, 0
-        return owed
+        self.granted = upto
+        return upto
 
 
 class Reader:
@@ -169,7 +178,7 @@ class Reader:
             self._changed.notify()
 
     def get(self, deadline: float) -> Tuple[List[bytes], int, bool]:
-        """Waits for what comes next: whole messages, what their chunks cost of the credit, and
+        """Waits for what comes next: whole messages, what their chunks cost, and
         whether that is all. Raises how the stream ended, if it ended badly."""
         with self._changed:
             while not self._chunks and self._end is None:

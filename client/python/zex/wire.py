@@ -30,7 +30,7 @@ INLINE_BODY_BYTES = 8 << 10
 MAX_BODY_BYTES = 16 << 20
 #: Largest body of one chunk of a stream.
 MAX_CHUNK_BYTES = 64 << 10
-#: What the sender of a stream may send before the first `Credit`.
+#: The window of a stream: what its worker may send before the first `Credit`.
 INITIAL_CREDIT_BYTES = 1 << 20
 #: What a chunk takes of the credit at least.
 MIN_CHUNK_COST_BYTES = 512
@@ -61,6 +61,8 @@ IDEMPOTENT = 1
 WAIT = 2
 STREAM = 4
 ACKNOWLEDGE = 8
+#: The request is a stream, too; nothing here speaks that yet.
+REQUESTS = 32
 
 #: Priorities of a call: 0 to this one, the higher goes first; and the one of who asks for none.
 MAX_PRIORITY = 9
@@ -118,10 +120,10 @@ class Cancel(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """The receiver of a stream has room for so many more bytes."""
+    """How much the sender of a stream may send, in `chunk_cost`s from its beginning."""
 
     key: bytes
-    bytes: int
+    upto: int
 
 
 class Accepted(NamedTuple):
@@ -148,6 +150,8 @@ class Chunk(NamedTuple):
     address: bytes
     key: bytes
     number: int
+    #: From a client: no request comes after it.
+    end: bool = False
     headers: bytes = b""
 
 
@@ -419,10 +423,10 @@ def _fields(make: Type[Any], *checks: _Check) -> _Check:
 _KINDS: Dict[int, Tuple[Type[Any], Tuple[_Check, ...]]] = {
     0x01: (Call, (_bin16, _str, _str, _u32, _u8, _u32, _u8, _u8, _metadata)),
     0x02: (Cancel, (_bin16,)),
-    0x03: (Credit, (_bin16, _u32)),
+    0x03: (Credit, (_bin16, _u64)),
     0x04: (Accepted, (_bin16,)),
     0x05: (Reply, (_bin, _bin16, _u8, _str, _u32, _metadata, _metadata)),
-    0x06: (Chunk, (_bin, _bin16, _u32, _metadata)),
+    0x06: (Chunk, (_bin, _bin16, _u32, _bool, _metadata)),
     0x07: (BrokerDown, ()),
     0x11: (Work, (_bin, _bin16, _str, _str, _u32, _u8, _u8, _metadata)),
     0x12: (Busy, (_bin, _bin16)),

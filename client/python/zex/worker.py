@@ -28,13 +28,14 @@ from .errors import Code, Error, Malformed
 from .ids import Address
 from .keys import Answered, Memory
 from .loop import Endpoints, Loop, random_id
+from .streams import BEAT_S, SILENCE_S
 from .wire import Steer
 from .work import Context, Owner, Run, To, bad, reply_bytes, to_of
 
 log = logging.getLogger("zex")
 
-#: How often an open stream says that it lives.
-_STREAM_BEAT_S = 1.0
+#: Looked after its runs so much later than it meant to, the worker was away, not the callers.
+_AWAY_S = 0.5
 #: Pause before what could not be sent is sent again.
 _RETRY_S = 0.05
 #: A worker that leaves stays so long after it has said that it serves nothing: work that is on its
@@ -105,6 +106,7 @@ class Worker(Loop):
         self._registered = [False] * len(self._endpoints)
         self._look_due = 0.0
         self._beat_due = 0.0
+        self._looked_at = 0.0
         self._memory: Memory[Run] = Memory()
         self._owners: Dict[int, Owner] = {}
         # Handlers that run, whether or not their work is answered already: they hold a thread.
@@ -239,9 +241,17 @@ class Worker(Loop):
             self._registered = [
                 done or self._register(path) for path, done in enumerate(self._registered)
             ]
+        was_away, self._looked_at = now - self._looked_at > _AWAY_S, now
         for run in list(self._memory.running.values()):
+            sender = run.sender
+            if sender is not None and was_away:
+                # What its caller said meanwhile may still wait to be read.
+                sender.heard_at = max(sender.heard_at, now - SILENCE_S + BEAT_S)
             if now >= run.context.deadline:
                 self._stop(run, Error(Code.DEADLINE_EXCEEDED, "the deadline passed at the worker"))
+            elif sender is not None and now >= sender.heard_at + SILENCE_S:
+                text = f"nothing was heard of the caller of the stream for {SILENCE_S:g} s"
+                self._stop(run, Error(Code.UNAVAILABLE, text))
             else:
                 self._pump(run, now)
         while self._retries and self._retries[0].due <= now:
@@ -314,7 +324,8 @@ class Worker(Loop):
             elif isinstance(message, wire.Cancel):
                 self._stop(run, Error(Code.CANCELLED, "the caller took the call back"))
             elif run.sender is not None:
-                run.sender.credit(message.bytes)
+                run.sender.heard_at = time.monotonic()
+                run.sender.credit(message.upto)
                 self._pump(run, time.monotonic())
         else:
             self.dropped += 1
@@ -340,6 +351,9 @@ class Worker(Loop):
             busy = wire.Packet(wire.Busy(work.address, work.key), Steer.owner(to.owner))
             if not self._send_answer(path, busy):
                 self.dropped += 1  # Its owner will see by the beats that it is not held.
+        elif work.options & wire.REQUESTS:
+            text = "this worker takes one request, not a stream of them"
+            self._reply(path, to, work.key, Answered(Code.UNIMPLEMENTED, text, 0, b""))
         else:
             self._begin(Run(work, body, to, path))
 
@@ -483,7 +497,7 @@ class Worker(Loop):
             sender.number, sender.sent_at = sender.number + 1, now
         if run.outcome is not None and sender.empty:
             self._answer(run, run.outcome)
-        elif now - sender.sent_at >= _STREAM_BEAT_S:
+        elif now - sender.sent_at >= BEAT_S:
             beat = wire.Chunk(to.address, run.key, sender.number)
             if self._send(run.path, wire.encode(wire.Packet(beat, Steer.owner(to.owner)))):
                 sender.sent_at = now

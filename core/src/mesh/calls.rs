@@ -25,6 +25,7 @@ use super::asking::Asking;
 use super::clients::ClientSlot;
 use super::memory::{Numbers, Outcome};
 use super::queue::Place;
+use super::streams::Ways;
 use super::{CallId, Edge, Mesh, Timer};
 use crate::Time;
 
@@ -92,6 +93,8 @@ pub(super) struct Call {
     pub(super) begun: bool,
     /// Every attempt up to this one came here, so nobody else can have begun it.
     pub(super) all_ours: bool,
+    /// Of a stream that is assigned.
+    pub(super) ways: Option<Box<Ways>>,
 }
 
 /// The calls of a home by their number, which grows with their arrival.
@@ -206,7 +209,9 @@ impl Mesh {
         }
         if let Some(id) = self.native_call(&call.key) {
             let known = &mut self.calls[id];
-            known.path = path.clone();
+            if known.takes_new_path() {
+                known.path = path.clone();
+            }
             if known.attempt.checked_add(1) == Some(call.attempt) {
                 known.attempt = call.attempt;
             }
@@ -261,6 +266,7 @@ impl Mesh {
             stale: !idempotent && now < self.backlog_until,
             begun: false,
             all_ours: self.let_go.all_before(&call.key, call.attempt),
+            ways: None,
         });
         let Some(id) = id else { return };
         let stale = self.calls[id].stale;
@@ -481,6 +487,7 @@ impl Mesh {
         self.count_changed(now, slot);
         self.not_for_its_repeats(id, worker_id);
         let call = &mut self.calls[id];
+        call.set_way(way);
         (call.state, call.assigned_once) = (State::Assigned(number, slot), true);
         let address = Address { owner: self.me, number, path: call.path.clone() }.encode();
         let left_ms = u32::try_from(call.deadline.since(now).as_millis()).unwrap_or(u32::MAX);

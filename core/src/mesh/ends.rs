@@ -10,13 +10,13 @@
 
 use bytes::Bytes;
 use zex_spec::{
-    Accepted, Address, Body, Cancel, Chunk, Code, Credit, Dialect, EzAnswer, Key, Metadata,
-    Options, Packet, PeerId, Reply, ReturnPath, Steer, ez,
+    Accepted, Address, Body, Cancel, Code, Dialect, EzAnswer, Key, Metadata, Options, Packet,
+    PeerId, Reply, ReturnPath, Steer, ez,
 };
 
 use super::calls::{Call, End, Origin, RETRY_MS, State};
 use super::memory::Outcome;
-use super::{CallId, Edge, Link, Mesh, Timer};
+use super::{CallId, Link, Mesh, Timer};
 use crate::Time;
 
 impl Mesh {
@@ -173,7 +173,7 @@ impl Mesh {
     }
 
     /// Tells the worker, if there is one, that nobody waits any more.
-    fn stop_worker(&mut self, id: CallId) {
+    pub(super) fn stop_worker(&mut self, id: CallId) {
         let call = &self.calls[id];
         let (State::Assigned(_, slot), key, Dialect::Native) =
             (&call.state, call.key, call.dialect)
@@ -240,48 +240,6 @@ impl Mesh {
         self.finish(now, id, outcome);
     }
 
-    /// Part of a stream, on its way to the client.
-    pub(super) fn on_chunk(&mut self, now: Time, edge: Edge, chunk: Chunk, body: Bytes) {
-        let assigned = Address::assignment_of(&chunk.address);
-        let Some((owner, number)) = assigned else { return self.drop_one() };
-        if owner != self.me {
-            // Its owner is dead, and a stream does not move: the worker need not go on.
-            return self.send_to_worker(edge.path(now), edge.peer, Cancel { key: chunk.key });
-        }
-        let Some((id, _)) = self.assignment(edge.peer, number) else {
-            return self.drop_one();
-        };
-        let call = &self.calls[id];
-        if call.answered || call.origin != Origin::Native {
-            return;
-        }
-        let chunk = Chunk { address: Bytes::new(), ..chunk };
-        let path = call.path.clone();
-        self.send_to_client(&path, chunk.into(), body);
-    }
-
-    /// The client has room for more of its stream.
-    pub(super) fn on_credit(&mut self, credit: Credit) {
-        let Some(id) = self.native_call(&credit.key) else { return };
-        let State::Assigned(_, slot) = self.calls[id].state else { return };
-        let worker = &self.registry.workers[slot];
-        let (peer, way) = (worker.id, worker.path());
-        if let Some(way) = way {
-            self.send_to_worker(way, peer, credit);
-        }
-    }
-
-    /// We could not send part of a stream: it has a gap now, so it ends.
-    pub(super) fn chunk_refused(&mut self, now: Time, key: Key) {
-        let Some(id) = self.native_call(&key) else { return };
-        self.stop_worker(id);
-        self.finish(
-            now,
-            id,
-            Outcome::error(Code::Unavailable, "the stream overran its way to the client"),
-        );
-    }
-
     pub(super) fn accept(&mut self, path: &ReturnPath, key: Key) {
         self.send_to_client(path, Accepted { key }.into(), Bytes::new());
     }
@@ -339,7 +297,12 @@ impl Mesh {
         );
     }
 
-    fn send_to_client(&mut self, path: &ReturnPath, message: zex_spec::Message, body: Bytes) {
+    pub(super) fn send_to_client(
+        &mut self,
+        path: &ReturnPath,
+        message: zex_spec::Message,
+        body: Bytes,
+    ) {
         let peer = path.peer.as_ref().try_into().map(PeerId);
         let (Some(link), Ok(peer)) = (self.link_of(path), peer) else { return self.drop_one() };
         let (steer, pipe, body) = (Steer::Owner(self.me), path.pipe, Body::Bytes(body));

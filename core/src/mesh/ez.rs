@@ -97,6 +97,7 @@ impl Mesh {
             stale: false,
             begun: false,
             all_ours: true,
+            ways: None,
         });
         if let Some(id) = admitted {
             self.ez_ids.entry(request.id).or_default().insert(id);

@@ -21,6 +21,7 @@ mod peers;
 mod pick;
 mod queue;
 mod registry;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -332,7 +333,8 @@ impl Mesh {
         match (message, body) {
             (Message::Call(call), Body::Bytes(body)) => self.on_call(now, edge, call, body),
             (Message::Cancel(cancel), _) => self.on_cancel(now, cancel.key),
-            (Message::Credit(credit), _) => self.on_credit(credit),
+            (Message::Credit(credit), _) => self.on_credit(edge, credit),
+            (Message::Chunk(chunk), Body::Bytes(body)) => self.on_client_chunk(edge, chunk, body),
             (Message::EzCall(call), Body::Frames(frames)) => {
                 self.on_ez_call(now, edge, call, frames)
             }
@@ -348,6 +350,7 @@ impl Mesh {
                 self.on_reply(now, edge.peer, reply, body)
             }
             (Message::Chunk(chunk), Body::Bytes(body)) => self.on_chunk(now, edge, chunk, body),
+            (Message::Credit(credit), _) => self.on_worker_credit(edge, credit),
             (Message::Busy(busy), _) => match Address::assignment_of(&busy.address) {
                 Some((owner, number)) if owner == self.me => self.not_begun(now, edge.peer, number),
                 _ => self.drop_one(),
@@ -386,6 +389,7 @@ impl Mesh {
         let (from, address) = match &packet.message {
             Message::Work(work) => (packet.peer, &work.address),
             Message::EzWork(work) => (PeerId::of_ez(packet.pipe, &work.peer), &work.address),
+            Message::Chunk(chunk) => return self.chunk_lost(now, chunk, packet.body.is_empty()),
             // Asks, cancels and credits for a worker that is gone: its assignments end otherwise.
             _ => return,
         };
@@ -410,8 +414,9 @@ impl Mesh {
         let (from, address) = match &packet.message {
             Message::Work(work) => (packet.peer, &work.address),
             Message::EzWork(work) => (PeerId::of_ez(packet.pipe, &work.peer), &work.address),
-            Message::Chunk(chunk) => return self.chunk_refused(now, chunk.key),
-            Message::BrokerBeat(_) => return,
+            Message::Chunk(chunk) => return self.chunk_lost(now, chunk, packet.body.is_empty()),
+            // Said again a moment later.
+            Message::BrokerBeat(_) | Message::Credit(_) => return,
             _ => return self.drop_one(),
         };
         if let Some((_, number)) = Address::assignment_of(address) {

@@ -6,7 +6,8 @@
 //!
 //! - [`client`]: resends, deadlines, exactly one outcome for each call.
 //! - [`worker`]: registration, beats, capacity, the memory of keys, drain.
-//! - `sender`, `receiver`, [`Messages`]: a stream's two ends and how its chunks become messages.
+//! - `stream` (of `sender` and `receiver`): one end of a stream, the same for both sessions.
+//!   [`Messages`]: how chunks become messages.
 //! - `keys`: what a worker remembers of keys. `held`: what it says of them to their owners.
 //! - `timers`: one due time for each call, without a walk over all of them.
 //!
@@ -20,6 +21,7 @@ mod keys;
 mod messages;
 mod receiver;
 mod sender;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -28,6 +30,7 @@ pub mod worker;
 pub use keys::MemoryLimits;
 pub use messages::{BrokenStream, Messages};
 pub use sender::{STREAM_BUFFER_BYTES, stream_charge};
+pub use zex_spec::chunk_cost;
 
 /// One of this end's sockets: its place in the list of pipes that the end was configured with.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

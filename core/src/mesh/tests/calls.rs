@@ -236,7 +236,13 @@ fn a_stream_whose_owner_is_dead_is_stopped_at_its_worker() {
     let address = Address { owner: Incarnation::new("dead", 1), number: 3, path }.encode();
     stage.worker(
         id(1),
-        Chunk { address: address.clone(), key: key(1), number: 1, headers: Default::default() },
+        Chunk {
+            address: address.clone(),
+            key: key(1),
+            number: 1,
+            end: false,
+            headers: Default::default(),
+        },
         b"part",
     );
     let cancels = stage.kinds(|m| matches!(m, Message::Cancel(_)));

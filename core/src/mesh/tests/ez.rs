@@ -148,7 +148,7 @@ fn a_native_client_has_no_part_in_the_calls_of_ez_clients() {
     stage.ez(Link::In(0), IN_PIPE, ez_call(b"c", b"1234"), &[b"x"]);
     let key = *stage.mesh.keys.keys().next().unwrap();
     stage.client(id(9), Cancel { key }, b"");
-    stage.client(id(9), Credit { key, bytes: 1 }, b"");
+    stage.client(id(9), Credit { key, upto: 1 }, b"");
     let work = stage.ez_works().remove(0);
     let reply = EzReply { peer: work.peer, address: work.address, id: work.id };
     stage.ez(Link::Worker(0), WORKER_PIPE, reply, &[b"OK", b"secret"]);

@@ -1,13 +1,9 @@
 //! What pipes give a client: its own packets that they could not route, and what brokers say.
 
 use bytes::Bytes;
-use zex_spec::{
-    Body, BrokerId, Call, Chunk, Code, Credit, Key, Message, Metadata, Options, Packet, Reply,
-    Status, Steer,
-};
+use zex_spec::{Body, BrokerId, Call, Code, Key, Message, Metadata, Packet, Reply, Status, Steer};
 
 use super::super::jitter;
-use super::super::receiver::{Arrival, Receiver, SILENCE_MS};
 use super::{
     Action, PAUSE_MAX_MS, PAUSE_MS, Path, Pending, Phase, RESEND_SIGNED_MS, Session, gives_up,
     hopeless_from, nobody,
@@ -16,8 +12,6 @@ use crate::Time;
 
 /// A path that gave something back is not anybody's first choice for so long, ms.
 const SHUN_MS: u64 = 500;
-/// A credit that came back unsent is tried again after so long, ms.
-const CREDIT_RETRY_MS: u64 = 50;
 
 impl Session {
     /// A pipe could not route a packet, or a path's queue would not take it.
@@ -27,7 +21,12 @@ impl Session {
         }
         match packet.message {
             Message::Call(call) => self.call_came_back(now, &call, packet.bounced),
-            Message::Credit(credit) => self.credit_came_back(now, &credit),
+            Message::Chunk(chunk) => {
+                if let Body::Bytes(body) = packet.body {
+                    self.chunk_came_back(now, &chunk, body, packet.bounced);
+                }
+            }
+            Message::Credit(credit) => self.credit_came_back(now, &credit.key),
             // A cancel is a courtesy: what it would have stopped ends by its deadline.
             _ => self.dropped += 1,
         }
@@ -67,15 +66,6 @@ impl Session {
         self.timers.reset(call.key, &mut pending.due, due);
     }
 
-    pub(super) fn credit_came_back(&mut self, now: Time, credit: &Credit) {
-        let Some(pending) = self.calls.get_mut(&credit.key) else { return };
-        if let Phase::Streaming(stream) = &mut pending.phase {
-            stream.owe(credit.bytes);
-            let due = pending.due.min(now.plus_ms(CREDIT_RETRY_MS));
-            self.timers.reset(credit.key, &mut pending.due, due);
-        }
-    }
-
     pub(super) fn arrived(&mut self, now: Time, path: Path, packet: Packet) {
         let Steer::Owner(broker) = packet.steer else {
             self.dropped += 1;
@@ -88,6 +78,7 @@ impl Session {
         match packet.message {
             Message::Reply(reply) => self.reply(reply, body),
             Message::Chunk(chunk) => self.chunk(now, broker, &chunk, body),
+            Message::Credit(credit) => self.credit(now, broker, &credit),
             Message::Accepted(accepted) => self.accepted(now, broker, &accepted.key),
             Message::BrokerDown(_) => self.broker_down(now, path, broker),
             _ => self.dropped += 1,
@@ -99,7 +90,7 @@ impl Session {
             self.dropped += 1;
             return;
         };
-        if matches!(pending.phase, Phase::Streaming(_)) {
+        if matches!(pending.phase, Phase::Streaming) {
             return;
         }
         pending.owner = Some(broker);
@@ -122,11 +113,9 @@ impl Session {
             self.tell(reply.key, reply.headers, reply.trailers);
             return self.end(&reply.key, Err(status));
         }
-        let chunks = match &pending.phase {
-            Phase::Streaming(stream) => stream.chunks(),
-            Phase::Sent | Phase::Paused => 0,
-        };
-        if pending.call.options.has(Options::STREAM) && chunks != reply.chunks {
+        let receiver = pending.stream.as_ref().and_then(|stream| stream.receiver.as_ref());
+        let chunks = receiver.map_or(reply.chunks, |receiver| receiver.chunks());
+        if chunks != reply.chunks {
             let text = format!("the stream has {} parts, {chunks} arrived", reply.chunks);
             return self.end(&reply.key, Err(Status::new(Code::Unavailable, text)));
         }
@@ -135,7 +124,7 @@ impl Session {
     }
 
     /// Hands on what came beside an answer, if anything did: headers only once.
-    fn tell(&mut self, key: Key, headers: Metadata, trailers: Metadata) {
+    pub(super) fn tell(&mut self, key: Key, headers: Metadata, trailers: Metadata) {
         let Some(pending) = self.calls.get_mut(&key) else { return };
         if !headers.is_empty() && !pending.headers_told {
             pending.headers_told = true;
@@ -146,69 +135,24 @@ impl Session {
         }
     }
 
-    pub(super) fn chunk(&mut self, now: Time, broker: BrokerId, chunk: &Chunk, body: Bytes) {
-        let key = chunk.key;
-        let Some(pending) = self.calls.get_mut(&key) else {
-            self.dropped += 1;
-            return;
-        };
-        if !pending.call.options.has(Options::STREAM) {
-            self.dropped += 1;
-            return;
-        }
-        if !matches!(pending.phase, Phase::Streaming(_)) {
-            pending.phase = Phase::Streaming(Receiver::new(broker, now));
-            let due = pending.deadline.min(now.plus_ms(SILENCE_MS));
-            self.timers.reset(key, &mut pending.due, due);
-        }
-        let Phase::Streaming(stream) = &mut pending.phase else { return };
-        // The silence is noticed when the timer fires; to move the timer for each chunk is dear.
-        match stream.chunk(now, broker, chunk.number, body.len()) {
-            Arrival::Next => self.actions.push_back(Action::Chunk(key, body)),
-            Arrival::Nothing => self.tell(key, chunk.headers.clone(), Metadata::EMPTY),
-            Arrival::Gap => self.break_stream(&key, "a part of the stream was lost"),
-            Arrival::Moved => self.break_stream(&key, "the stream changed its broker"),
-            Arrival::Overrun => {
-                let text = "the worker sent more of the stream than it was allowed to";
-                self.take_back(&key, Status::new(Code::ResourceExhausted, text));
-            }
-        }
-    }
-
-    pub(super) fn consumed(&mut self, key: &Key, bytes: u32) {
-        let Some(pending) = self.calls.get_mut(key) else { return };
-        if let Phase::Streaming(stream) = &mut pending.phase {
-            stream.consumed(bytes);
-            let (path, owner, grant) = (pending.path, stream.owner, stream.take_grant());
-            self.grant(key, path, owner, grant);
-        }
-    }
-
-    pub(super) fn grant(&mut self, key: &Key, path: Path, owner: BrokerId, bytes: Option<u32>) {
-        if let Some(bytes) = bytes {
-            let credit = Credit { key: *key, bytes };
-            let packet = Packet::from_peer(Steer::Owner(owner), credit, Bytes::new());
-            self.actions.push_back(Action::ToPipe(path, packet));
-        }
-    }
-
     /// What that broker had, or may have had, is sent again; its streams are over. Only calls that
     /// went by the pipe which says so can have been steered to it unnoticed: the other pipes speak
     /// for themselves.
     pub(super) fn broker_down(&mut self, now: Time, path: Path, broker: BrokerId) {
         let touched = |pending: &Pending| match (&pending.phase, pending.owner) {
-            (Phase::Streaming(stream), _) => stream.owner == broker,
             (_, Some(owner)) => owner == broker,
             (Phase::Sent, None) => pending.path == path,
-            (Phase::Paused, None) => false,
+            (Phase::Paused | Phase::Streaming, None) => false,
         };
         let calls = self.calls.iter().filter(|(_, pending)| touched(pending));
         for key in calls.map(|(key, _)| *key).collect::<Vec<_>>() {
             let Some(pending) = self.calls.get_mut(&key) else { continue };
-            pending.owner = None;
             match pending.phase {
-                Phase::Streaming(_) => self.break_stream(&key, "the stream's broker has died"),
-                Phase::Sent | Phase::Paused => self.resend(now, &key),
+                Phase::Streaming => self.break_stream(&key, "the stream's broker has died"),
+                Phase::Sent | Phase::Paused => {
+                    pending.owner = None;
+                    self.resend(now, &key);
+                }
             }
         }
     }

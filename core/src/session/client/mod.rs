@@ -4,7 +4,7 @@
 //!              ┌────────────── bounced or refused: by the next path, then with pauses ────┐
 //!   Call ─▶ Sent ── no sign for 1 s (3 s after a sign), BrokerDown: attempt + 1 ─▶ Sent   │
 //!              │ ◀──────────────────────────────── Paused ◀───────────────────────────────┘
-//!              │ first chunk ─▶ Streaming ── gap, 2 s of silence, BrokerDown ─▶ UNAVAILABLE
+//!              │ first chunk or credit ─▶ Streaming ── gap, silence, BrokerDown ─▶ UNAVAILABLE
 //!              └─ Reply ─▶ its outcome       deadline ─▶ DEADLINE_EXCEEDED     cancel ─▶ CANCELLED
 //!   Paused for 5 s, or at the deadline and never anywhere else ─▶ UNAVAILABLE
 //! ```
@@ -12,9 +12,10 @@
 //! Driven by `zex-client` (one thread, one DEALER for each path) and by the simulator. Whoever
 //! drives it hands back a refused packet before the next action is taken, keeps what
 //! [`Action::Chunk`] gives until it is read, and says so with [`Event::Consumed`]. Here: how calls are
-//! sent and end. `arrivals`: what comes back and what arrives.
+//! sent and end. `arrivals`: what comes back and what arrives. `streams`: both directions of streams.
 
 mod arrivals;
+mod streams;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -24,7 +25,7 @@ use zex_spec::{
     Metadata, Options, Packet, ServiceHash, Status, Steer,
 };
 
-use super::receiver::{Receiver, SILENCE_MS};
+use super::stream::Stream;
 use super::timers::Timers;
 use super::{Path, jitter};
 use crate::Time;
@@ -74,7 +75,8 @@ pub struct NewCall {
     pub service: String,
     /// `Method`.
     pub method: String,
-    /// The request.
+    /// The request. Of a stream of requests (REQUESTS) it is empty: they come as
+    /// [`Event::Message`].
     pub body: Bytes,
     /// When it ends at the latest.
     pub deadline: Time,
@@ -93,7 +95,12 @@ pub enum Event {
     Call(NewCall),
     /// The caller takes the call back.
     Cancel(Key),
-    /// The reader of a stream has taken chunks that cost so many bytes ([`zex_spec::chunk_cost`]).
+    /// The source of a stream of requests sends one. It keeps the sum of
+    /// [`super::stream_charge`] under [`super::STREAM_BUFFER_BYTES`].
+    Message(Key, Bytes),
+    /// It sends no more; the answers go on.
+    HalfClose(Key),
+    /// The reader of a stream has taken chunks that cost so much ([`super::chunk_cost`]).
     Consumed(Key, u32),
     /// A pipe delivered this.
     FromPipe(Path, Packet),
@@ -115,6 +122,8 @@ pub enum Action {
     Chunk(Key, Bytes),
     /// What the answer ends with: just before its end.
     Trailers(Key, Metadata),
+    /// The source of a stream of requests may queue so much more, in charges.
+    Room(Key, u32),
     /// The one end of a call: the reply, or why there is none. For a stream that ended well the
     /// bytes, if there are any, are one last message.
     End(Key, Result<Bytes, Status>),
@@ -127,8 +136,8 @@ enum Phase {
     Sent,
     /// Given back by every path; to be sent at its due time.
     Paused,
-    /// Its stream has begun.
-    Streaming(Receiver),
+    /// Its stream has begun: the owner is known, and nothing is sent again.
+    Streaming,
 }
 
 #[derive(Debug)]
@@ -147,6 +156,8 @@ struct Pending {
     phase: Phase,
     /// Whether its headers have been told.
     headers_told: bool,
+    /// Of a call whose answer is a stream.
+    stream: Option<Box<Stream>>,
     /// How often in a row it came back.
     returns: u32,
     /// When it came back first in that row.
@@ -164,6 +175,8 @@ pub struct Session {
     calls: BTreeMap<Key, Pending>,
     bytes: usize,
     timers: Timers<Key>,
+    /// Streams with something to send, in turn.
+    sending: VecDeque<Key>,
     actions: VecDeque<Action>,
     dropped: u64,
 }
@@ -178,6 +191,7 @@ impl Session {
             calls: BTreeMap::new(),
             bytes: 0,
             timers: Timers::new(),
+            sending: VecDeque::new(),
             actions: VecDeque::new(),
             dropped: 0,
         }
@@ -198,9 +212,15 @@ impl Session {
         self.dropped
     }
 
-    /// What to do next.
+    /// What to do next. Parts of streams are made here, one at a time and each stream in its turn.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        loop {
+            if let Some(action) = self.actions.pop_front() {
+                return Some(action);
+            }
+            let key = self.sending.pop_front()?;
+            self.send_part(&key);
+        }
     }
 
     /// When to come back with [`Event::Tick`].
@@ -215,7 +235,9 @@ impl Session {
             Event::Cancel(key) => {
                 self.take_back(&key, Status::new(Code::Cancelled, "the caller took the call back"));
             }
-            Event::Consumed(key, bytes) => self.consumed(&key, bytes),
+            Event::Message(key, message) => self.message(&key, message),
+            Event::HalfClose(key) => self.half_close(&key),
+            Event::Consumed(key, cost) => self.consumed(&key, cost),
             Event::FromPipe(path, packet) if packet.bounced => self.came_back(now, path, packet),
             Event::FromPipe(path, packet) => self.arrived(now, path, packet),
             Event::Refused(path, packet) => self.came_back(now, path, packet),
@@ -243,6 +265,9 @@ impl Session {
         let options = if large { new.options.with(Options::ACKNOWLEDGE) } else { new.options };
         let (key, path) = (new.key, self.first_path(now));
         self.bytes += new.body.len() + new.metadata.len();
+        let stream = options
+            .has(Options::STREAM)
+            .then(|| Box::new(Stream::of_caller(now, options.has(Options::REQUESTS))));
         let call = Call {
             key,
             service: new.service,
@@ -264,6 +289,7 @@ impl Session {
             owner: None,
             phase: Phase::Sent,
             headers_told: false,
+            stream,
             returns: 0,
             returned_since: now,
             bounced: false,
@@ -348,7 +374,7 @@ impl Session {
             return self.end(&key, Err(status));
         }
         let hopeless = gives_up(pending, now).then(|| nobody(pending));
-        match &mut pending.phase {
+        match pending.phase {
             Phase::Sent => self.resend(now, &key),
             Phase::Paused => {
                 if let Some(status) = hopeless {
@@ -357,17 +383,7 @@ impl Session {
                 let path = pending.path.next(paths);
                 self.send(now, &key, path);
             }
-            Phase::Streaming(stream) => {
-                let silent = stream.heard.plus_ms(SILENCE_MS);
-                if now >= silent {
-                    return self.break_stream(&key, "nothing was heard of the stream for 2 s");
-                }
-                let grant = stream.take_grant();
-                let (owner, due) = (stream.owner, pending.deadline.min(silent));
-                let path = pending.path;
-                self.timers.reset(key, &mut pending.due, due);
-                self.grant(&key, path, owner, grant);
-            }
+            Phase::Streaming => self.look_at_stream(now, &key),
         }
     }
 
@@ -383,11 +399,8 @@ impl Session {
     /// Ends a call that somebody may still work on.
     fn take_back(&mut self, key: &Key, status: Status) {
         let Some(pending) = self.calls.get(key) else { return };
-        let steer = match (&pending.phase, pending.owner) {
-            (Phase::Streaming(stream), _) => Steer::Owner(stream.owner),
-            (_, Some(owner)) => Steer::Owner(owner),
-            (_, None) => Steer::Home(ServiceHash::of(pending.call.service.as_bytes())),
-        };
+        let home = || Steer::Home(ServiceHash::of(pending.call.service.as_bytes()));
+        let steer = pending.owner.map_or_else(home, Steer::Owner);
         let packet = Packet::from_peer(steer, Cancel { key: *key }, Bytes::new());
         self.actions.push_back(Action::ToPipe(pending.path, packet));
         self.end(key, Err(status));

@@ -39,11 +39,9 @@ fn reply(n: u8, code: Code, chunks: u32, body: &[u8]) -> Packet {
 }
 
 fn chunk(owner: zex_spec::BrokerId, n: u8, number: u32, body: &[u8]) -> Packet {
-    from(
-        owner,
-        Chunk { address: Bytes::new(), key: key(n), number, headers: Default::default() },
-        body,
-    )
+    let headers = Default::default();
+    let chunk = Chunk { address: Bytes::new(), key: key(n), number, end: false, headers };
+    from(owner, chunk, body)
 }
 
 /// A client and what it did, in few words: `0>#1` is attempt 1 by path 0.
@@ -70,7 +68,11 @@ impl Client {
                     let word = match &packet.message {
                         Message::Call(call) => format!("{}>#{}", path.0, call.attempt),
                         Message::Cancel(_) => format!("{}>cancel", path.0),
-                        Message::Credit(credit) => format!("{}>credit {}", path.0, credit.bytes),
+                        Message::Credit(credit) => format!("{}>credit {}", path.0, credit.upto),
+                        Message::Chunk(chunk) => {
+                            let end = if chunk.end { " end" } else { "" };
+                            format!("{}>part {} {}{end}", path.0, chunk.number, packet.body.len())
+                        }
                         other => other.name().to_owned(),
                     };
                     self.sent.push((path, packet));
@@ -79,6 +81,7 @@ impl Client {
                 Action::Headers(_, headers) => format!("headers {headers:?}"),
                 Action::Trailers(_, trailers) => format!("trailers {trailers:?}"),
                 Action::Chunk(_, body) => format!("chunk {}", body.len()),
+                Action::Room(_, charge) => format!("room {charge}"),
                 Action::End(_, Ok(body)) => format!("ok {}", String::from_utf8_lossy(&body)),
                 Action::End(_, Err(status)) => status.code.name().to_owned(),
             });
@@ -221,9 +224,10 @@ fn given_back_until_the_end(call: Event, by_a_pipe: bool) -> (u64, Status) {
                 Action::End(_, outcome) => {
                     return (now.since(at(0)).as_millis() as u64, outcome.unwrap_err());
                 }
-                Action::Chunk(..) | Action::Headers(..) | Action::Trailers(..) => {
-                    panic!("{action:?}")
-                }
+                Action::Chunk(..)
+                | Action::Room(..)
+                | Action::Headers(..)
+                | Action::Trailers(..) => panic!("{action:?}"),
             }
         }
         now = session.poll_timeout().unwrap();
@@ -423,10 +427,12 @@ fn a_stream_ends_as_the_table_says() {
             ms += 100;
             done.extend(client.does(ms, Event::FromPipe(Path(0), packet)));
         }
-        if client.session.waiting() > 0 {
-            let (ended, more) = client.next(60_000);
-            assert_eq!(ended, ms + 2_000, "{name}");
-            done.extend(more);
+        while client.session.waiting() > 0 {
+            // Its own beats go on meanwhile.
+            let (now, more) = client.next(60_000);
+            let beat = format!("0>credit {INITIAL_CREDIT_BYTES}");
+            done.extend(more.into_iter().filter(|word| *word != beat));
+            assert!(client.session.waiting() > 0 || now == ms + 2_000, "{name}: {now}");
         }
         assert_eq!(done, expected, "{name}");
         assert_eq!(client.session.waiting(), 0, "{name}");
@@ -439,9 +445,12 @@ fn beats_keep_a_stream_alive_and_a_begun_stream_is_never_sent_again() {
     client.does(0, call(1, 60_000, Options::STREAM));
     client.does(10, Event::FromPipe(Path(0), chunk(A, 1, 1, b"12345")));
     for second in 1..20 {
-        assert_eq!(client.next(second * 1_000).1, Vec::<String>::new());
         let beat = Event::FromPipe(Path(0), chunk(A, 1, 1, b""));
         assert!(client.does(second * 1_000, beat).is_empty());
+        // And it beats itself.
+        let (at, said) = client.next(60_000);
+        let granted = format!("0>credit {INITIAL_CREDIT_BYTES}");
+        assert_eq!((at, said), (second * 1_000 + 10, vec![granted]));
     }
 }
 
@@ -451,15 +460,16 @@ fn credit_flows_as_the_reader_consumes_and_survives_a_bounce() {
     let mut client = Client::new(1);
     client.does(0, call(1, 60_000, Options::STREAM));
     let part = vec![0; 64 << 10];
+    let upto = format!("0>credit {}", INITIAL_CREDIT_BYTES + quarter);
     for number in 1..=8 {
         client.does(1, Event::FromPipe(Path(0), chunk(A, 1, number, &part)));
     }
     assert!(client.does(2, Event::Consumed(key(1), quarter - 1)).is_empty());
-    assert_eq!(client.does(3, Event::Consumed(key(1), 1)), [format!("0>credit {quarter}")]);
+    assert_eq!(client.does(3, Event::Consumed(key(1), 1)), [&*upto]);
     let (_, packet) = client.sent.last().unwrap();
     assert_eq!(packet.steer, Steer::Owner(A));
     assert!(client.bounce(4).is_empty());
-    assert_eq!(client.next(60_000), (54, vec![format!("0>credit {quarter}")]));
+    assert_eq!(client.next(60_000), (54, vec![upto]));
     assert!(client.does(55, Event::Consumed(key(7), 1 << 20)).is_empty());
 }
 
@@ -472,7 +482,56 @@ fn a_worker_that_ignores_credit_is_cut_off() {
         let done = client.does(1, Event::FromPipe(Path(0), chunk(A, 1, *number, &part)));
         done.iter().any(|word| word == "RESOURCE_EXHAUSTED")
     });
-    assert_eq!(ended, Some(2 * INITIAL_CREDIT_BYTES / (64 << 10) + 1));
+    assert_eq!(ended, Some(INITIAL_CREDIT_BYTES / super::super::chunk_cost(64 << 10) + 1));
+}
+
+#[test]
+fn requests_wait_for_the_route_and_the_credit_and_end_with_the_last() {
+    let both = Options::STREAM.with(Options::REQUESTS);
+    let credit = |upto| Event::FromPipe(Path(0), from(A, Credit { key: key(1), upto }, b""));
+    let mut client = Client::new(2);
+    client.does(0, call(1, 60_000, both));
+    let message = |len| Event::Message(key(1), Bytes::from(vec![1; len]));
+    assert!(client.does(1, message(10)).is_empty(), "nobody knows where to");
+    assert_eq!(client.does(2, credit(2_000)), ["0>part 1 14", "room 14"]);
+    assert_eq!(client.sent.last().unwrap().1.steer, Steer::Owner(A));
+    // A small chunk costs 512: of the 2,000 so many are left.
+    assert_eq!(client.does(3, message(5_000)), ["0>part 2 1488"]);
+    assert!(client.does(4, Event::HalfClose(key(1))).is_empty());
+    assert!(client.does(4, message(1)).is_empty(), "nothing comes behind the end");
+    assert!(client.does(5, credit(1_000)).is_empty());
+    assert_eq!(client.does(6, credit(9_000)), ["0>part 3 3516 end", "room 5004"]);
+    // Beats say it again, and nothing is sent by the other path.
+    let (at, said) = client.next(60_000);
+    let granted = format!("0>credit {INITIAL_CREDIT_BYTES}");
+    assert_eq!((at, said), (1_002, vec!["0>part 3 0 end".to_owned(), granted]));
+    let done = client.does(1_003, Event::FromPipe(Path(0), reply(1, Code::Ok, 0, b"sum")));
+    assert_eq!(done, ["ok sum"]);
+    assert!(client.does(1_004, message(1)).is_empty());
+    assert_eq!(client.session.poll_timeout(), None);
+}
+
+#[test]
+fn refused_requests_keep_their_place_and_bounced_ones_end_the_stream() {
+    let both = Options::STREAM.with(Options::REQUESTS);
+    for bounced in [false, true] {
+        let mut client = Client::new(1);
+        client.does(0, call(1, 60_000, both));
+        let credit = from(A, Credit { key: key(1), upto: 1 << 20 }, b"");
+        client.does(1, Event::FromPipe(Path(0), credit));
+        client.session.handle(at(2), Event::Message(key(1), Bytes::from_static(b"one")));
+        client.session.handle(at(2), Event::HalfClose(key(1)));
+        let Some(Action::ToPipe(path, mut packet)) = client.session.poll_action() else { panic!() };
+        if bounced {
+            packet.bounced = true;
+            let done = client.does(3, Event::FromPipe(path, packet));
+            assert!(done.ends_with(&["0>cancel".into(), "UNAVAILABLE".into()]), "{done:?}");
+            continue;
+        }
+        assert_eq!(client.does(2, Event::Refused(path, packet)), ["room 7"]);
+        let (at, said) = client.next(60_000);
+        assert_eq!((at, said.last().unwrap().as_str()), (52, "0>part 1 7 end"), "{said:?}");
+    }
 }
 
 #[test]
@@ -493,7 +552,7 @@ fn what_no_broker_says_to_a_client_is_dropped() {
     let table = [
         stranger,
         bounced,
-        from(A, Credit { key: key(1), bytes: 1 }, b""),
+        from(A, Credit { key: key(1), upto: 1 }, b""),
         chunk(A, 1, 1, b"a part of no stream"),
         reply(2, Code::Ok, 0, b""),
     ];
@@ -533,7 +592,8 @@ fn metadata_goes_with_every_attempt_and_headers_are_told_once() {
         assert!(matches!(&packet.message, Message::Call(call) if call.metadata == metadata("m")));
     }
     assert_eq!(client.sent.len(), 2);
-    let ahead = Chunk { address: Bytes::new(), key: key(1), number: 0, headers: metadata("h") };
+    let (address, headers) = (Bytes::new(), metadata("h"));
+    let ahead = Chunk { address, key: key(1), number: 0, end: false, headers };
     assert_eq!(client.does(ms, by_pipe(from(A, ahead.clone(), b""))), [r#"headers {"h": 1}"#]);
     assert_eq!(client.does(ms, by_pipe(from(A, ahead, b""))), [""; 0]);
     assert_eq!(client.does(ms, by_pipe(chunk(A, 1, 1, b"part"))), ["chunk 4"]);

@@ -63,6 +63,8 @@ struct World {
     begun: BTreeSet<Key>,
     outcomes: BTreeMap<Key, Result<Bytes, Code>>,
     streams: BTreeMap<Key, (Messages, Vec<Bytes>)>,
+    /// What workers read: the call's key, and how many requests have come. They send each back.
+    requests: BTreeMap<worker::RunId, (Key, Messages, usize)>,
     log: String,
 }
 
@@ -96,6 +98,7 @@ impl World {
             begun: BTreeSet::new(),
             outcomes: BTreeMap::new(),
             streams: BTreeMap::new(),
+            requests: BTreeMap::new(),
             log: String::new(),
         }
     }
@@ -134,11 +137,17 @@ impl World {
                 packet.message = work.into();
                 self.send(End::Worker, packet);
             }
-            (End::FromClient, message @ (Message::Cancel(_) | Message::Credit(_))) => {
+            (
+                End::FromClient,
+                message @ (Message::Cancel(_) | Message::Credit(_) | Message::Chunk(_)),
+            ) => {
                 packet.message = message;
                 self.send(End::Worker, packet);
             }
-            (End::FromWorker, message @ (Message::Reply(_) | Message::Chunk(_))) => {
+            (
+                End::FromWorker,
+                message @ (Message::Reply(_) | Message::Chunk(_) | Message::Credit(_)),
+            ) => {
                 packet.message = message;
                 self.send(End::Client, packet);
             }
@@ -171,6 +180,7 @@ impl World {
                 }
                 self.client.handle(self.now, client::Event::Consumed(key, cost));
             }
+            client::Action::Room(..) => {}
             client::Action::End(key, outcome) => {
                 self.log += &format!("{:?} {key} {:?}\n", self.now, outcome);
                 let outcome = outcome.map_err(|status| status.code);
@@ -184,7 +194,9 @@ impl World {
             worker::Action::ToPipe(_, packet) => self.send(End::FromWorker, packet),
             worker::Action::Begin(begin) => {
                 assert!(self.begun.insert(begin.key), "{} began twice", begin.key);
-                if begin.options.has(Options::STREAM) {
+                if begin.options.has(Options::REQUESTS) {
+                    self.requests.insert(begin.run, (begin.key, Messages::default(), 0));
+                } else if begin.options.has(Options::STREAM) {
                     for number in 0..STREAM_MESSAGES {
                         let message = expected(&begin.key, number);
                         self.worker.handle(self.now, worker::Event::Message(begin.run, message));
@@ -196,7 +208,28 @@ impl World {
                     self.worker.handle(self.now, worker::Event::Finish(begin.run, Ok(reply)));
                 }
             }
-            worker::Action::Abort(_) | worker::Action::Room(..) => {}
+            worker::Action::Chunk(run, part) => {
+                let len = super::super::chunk_cost(part.len());
+                let (key, reader, read) = self.requests.get_mut(&run).unwrap();
+                reader.push(part);
+                let mut echo = Vec::new();
+                while let Some(message) = reader.next_message().unwrap() {
+                    assert_eq!(message, expected(key, *read), "a request out of place");
+                    *read += 1;
+                    echo.push(message);
+                }
+                for message in echo {
+                    self.worker.handle(self.now, worker::Event::Message(run, message));
+                }
+                self.worker.handle(self.now, worker::Event::Consumed(run, len));
+            }
+            worker::Action::HalfClosed(run) => {
+                let (_, reader, read) = self.requests.remove(&run).unwrap();
+                assert_eq!((reader.finish(), read), (Ok(()), STREAM_MESSAGES), "requests miss");
+                self.worker.handle(self.now, worker::Event::Finish(run, Ok(Bytes::new())));
+            }
+            worker::Action::Abort(run) => drop(self.requests.remove(&run)),
+            worker::Action::Room(..) => {}
             worker::Action::Drained => panic!("nobody asked for that"),
         }
     }
@@ -231,7 +264,11 @@ impl World {
         for n in 0..CALLS {
             let mut key = [n as u8 + 1; 16];
             key[0] = world.chance.below(250) as u8;
-            let options = if n % 4 == 0 { Options::STREAM } else { Options::default() };
+            let options = match n % 8 {
+                0 => Options::STREAM,
+                4 => Options::STREAM.with(Options::REQUESTS),
+                _ => Options::default(),
+            };
             let new = client::NewCall {
                 key: Key(key),
                 service: "s".into(),
@@ -242,7 +279,15 @@ impl World {
                 priority: zex_spec::DEFAULT_PRIORITY,
                 metadata: Default::default(),
             };
+            let key = new.key;
             world.client.handle(world.now, client::Event::Call(new));
+            if options.has(Options::REQUESTS) {
+                for number in 0..STREAM_MESSAGES {
+                    let message = expected(&key, number);
+                    world.client.handle(world.now, client::Event::Message(key, message));
+                }
+                world.client.handle(world.now, client::Event::HalfClose(key));
+            }
             world.drain();
             for _ in 0..world.chance.below(4) {
                 world.step();

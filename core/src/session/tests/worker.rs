@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use zex_spec::{
-    Address, Ask, BrokerId, Cancel, Code, Credit, Dialect, Enquire, Held, INITIAL_CREDIT_BYTES,
-    Incarnation, Key, Knowledge, MAX_CHUNK_BYTES, Message, Metadata, Options, Packet, ReturnPath,
-    Status, Steer, Work,
+    Address, Ask, BrokerId, Cancel, Chunk, Code, Credit, Dialect, Enquire, Held,
+    INITIAL_CREDIT_BYTES, Incarnation, Key, Knowledge, MAX_CHUNK_BYTES, Message, Metadata, Options,
+    Packet, ReturnPath, Status, Steer, Work,
 };
 
 use super::super::worker::{Action, Event, RunId, Session, Settings};
@@ -78,6 +78,8 @@ impl Worker {
                 Action::Begin(begin) => format!("begin {}", begin.run.0),
                 Action::Abort(run) => format!("abort {}", run.0),
                 Action::Room(run, room) => format!("room {} {room}", run.0),
+                Action::Chunk(run, part) => format!("part {} {}", run.0, part.len()),
+                Action::HalfClosed(run) => format!("half-closed {}", run.0),
                 Action::Drained => "drained".into(),
             });
         }
@@ -99,6 +101,7 @@ impl Worker {
                 format!("{to}< headers {} {}", chunk.number, chunk.headers.len())
             }
             Message::Chunk(chunk) => format!("{to}< chunk {} {}", chunk.number, packet.body.len()),
+            Message::Credit(credit) => format!("{to}< credit {}", credit.upto),
             Message::Busy(_) => format!("{to}< busy"),
             Message::Answer(answer) if answer.knowledge == Knowledge::HELD => format!("{to}< held"),
             Message::Answer(_) => format!("{to}< denied"),
@@ -468,15 +471,17 @@ fn a_stream_waits_for_credit_and_beats_meanwhile() {
     let sent = worker.does(1, Event::Message(RunId(1), large));
     let full = INITIAL_CREDIT_BYTES as usize / MAX_CHUNK_BYTES;
     assert_eq!(sent.len(), full);
-    assert_eq!(sent[full - 1], format!("A< chunk {full} {MAX_CHUNK_BYTES}"));
+    assert_eq!(sent[full - 1], format!("A< chunk {full} {}", MAX_CHUNK_BYTES));
     worker.does(2, Event::Finish(RunId(1), Err(Status::new(Code::Aborted, "enough"))));
     let beat = worker.does(1_000, Event::Tick);
     assert!(beat.contains(&format!("A< chunk {full} 0")), "{beat:?}");
-    let credit = Event::FromPipe(Path(0), from(A, Credit { key: key(1), bytes: 1_000 }, b""));
+    let upto = 2 * u64::from(INITIAL_CREDIT_BYTES);
+    let credit = Event::FromPipe(Path(0), from(A, Credit { key: key(1), upto }, b""));
     let rest = worker.does(1_001, credit);
     let room = super::super::stream_charge(INITIAL_CREDIT_BYTES as usize + 10);
     let aborted = format!("A< ABORTED {}", full + 1);
-    assert_eq!(rest, [format!("A< chunk {} 14", full + 1), format!("room 1 {room}"), aborted]);
+    let last = format!("A< chunk {} 14", full + 1);
+    assert_eq!(rest, [last, format!("room 1 {room}"), aborted]);
 }
 
 #[test]
@@ -491,7 +496,11 @@ fn a_refused_chunk_keeps_its_place() {
     let done = worker.does(51, Event::Tick);
     let room = super::super::stream_charge(MAX_CHUNK_BYTES);
     let chunk = format!("A< chunk 1 {MAX_CHUNK_BYTES}");
-    assert_eq!(done, [chunk, "A< chunk 2 4".into(), format!("room 1 {room}"), "A< OK 2".into()]);
+    let beat = "A< chunk 0 0".into();
+    assert_eq!(
+        done,
+        [beat, chunk, "A< chunk 2 4".into(), format!("room 1 {room}"), "A< OK 2".into()]
+    );
 }
 
 #[test]
@@ -503,6 +512,98 @@ fn a_bounced_chunk_ends_its_stream() {
     packet.bounced = true;
     let done = worker.does(2, Event::FromPipe(path, packet));
     assert_eq!(done, ["abort 1", "A< UNAVAILABLE 1"]);
+}
+
+fn part(number: u32, end: bool) -> Chunk {
+    Chunk { address: Bytes::new(), key: key(1), number, end, headers: Metadata::EMPTY }
+}
+
+#[test]
+fn a_stream_of_requests_ends_as_the_table_says() {
+    // What comes 100 ms apart, and what the worker does after its first credit.
+    let body = &b"12345"[..];
+    let wait = "abort 1";
+    let table: Vec<(&str, Vec<Packet>, Vec<&str>)> = vec![
+        (
+            "in order, the end with the last",
+            vec![from(A, part(1, false), body), from(A, part(2, true), body)],
+            vec!["part 1 5", "part 1 5", "half-closed 1"],
+        ),
+        (
+            "the end alone, and again",
+            vec![
+                from(A, part(1, false), body),
+                from(A, part(1, true), b""),
+                from(A, part(1, true), b""),
+            ],
+            vec!["part 1 5", "half-closed 1"],
+        ),
+        ("none", vec![from(A, part(0, true), b"")], vec!["half-closed 1"]),
+        (
+            "twice the same",
+            vec![from(A, part(1, false), body), from(A, part(1, false), body)],
+            vec!["part 1 5"],
+        ),
+        (
+            "a gap",
+            vec![from(A, part(1, false), body), from(A, part(3, false), body)],
+            vec!["part 1 5", wait, "A< UNAVAILABLE 0"],
+        ),
+        (
+            "the end before the last",
+            vec![from(A, part(1, true), b"")],
+            vec![wait, "A< UNAVAILABLE 0"],
+        ),
+        (
+            "it moved",
+            vec![from(A, part(1, false), body), from(B, part(2, false), body)],
+            vec!["part 1 5", wait, "A< UNAVAILABLE 0"],
+        ),
+        (
+            "it is taken back",
+            vec![from(A, part(1, false), body), from(A, Cancel { key: key(1) }, b"")],
+            vec!["part 1 5", wait, "A< CANCELLED 0"],
+        ),
+    ];
+    let both = Options::STREAM.with(Options::REQUESTS);
+    let upto = format!("A< credit {INITIAL_CREDIT_BYTES}");
+    for (name, packets, expected) in table {
+        let mut worker = Worker::new(1);
+        assert_eq!(worker.does(0, work(A, 1, key(1), 0, both)), ["begin 1", &upto], "{name}");
+        let (mut ms, mut done) = (0, Vec::new());
+        for packet in packets {
+            ms += 100;
+            done.extend(worker.does(ms, Event::FromPipe(Path(0), packet)));
+        }
+        assert_eq!(done, expected, "{name}");
+        let held = usize::from(!expected.contains(&wait));
+        assert_eq!(worker.session.in_flight(), held, "{name}");
+    }
+}
+
+#[test]
+fn requests_are_granted_as_the_handler_reads_and_a_silent_caller_is_given_up() {
+    let mut worker = Worker::new(1);
+    worker.does(0, work(A, 1, key(1), 0, Options::STREAM.with(Options::REQUESTS)));
+    let body = vec![1; MAX_CHUNK_BYTES];
+    for number in 1..=8 {
+        worker.does(1, Event::FromPipe(Path(0), from(A, part(number, false), &body)));
+    }
+    let half = 8 * super::super::chunk_cost(MAX_CHUNK_BYTES);
+    let upto = format!("A< credit {}", INITIAL_CREDIT_BYTES + half);
+    assert_eq!(worker.does(2, Event::Consumed(RunId(1), half)), [&*upto]);
+    // Said again each second, with what it has sent itself: nothing.
+    let beats = worker.does(1_000, Event::Tick);
+    assert!(beats.contains(&upto) && beats.contains(&"A< chunk 0 0".into()), "{beats:?}");
+    let alive = from(A, part(8, false), b"");
+    assert!(worker.does(1_500, Event::FromPipe(Path(0), alive)).is_empty());
+    let mut said = Vec::new();
+    while worker.session.in_flight() > 0 {
+        let now = worker.session.poll_timeout().unwrap();
+        said = worker.does(now.since(at(0)).as_millis() as u64, Event::Tick);
+        assert!(worker.session.in_flight() > 0 || now == at(3_500), "{now:?}");
+    }
+    assert_eq!(&said[..2], ["abort 1", "A< UNAVAILABLE 0"]);
 }
 
 #[test]
@@ -549,7 +650,8 @@ fn what_no_broker_says_to_a_worker_is_dropped() {
     let table = [
         malformed,
         from(A, Cancel { key: key(1) }, b""),
-        from(A, Credit { key: key(1), bytes: 1 }, b""),
+        from(A, Credit { key: key(1), upto: 1 }, b""),
+        from(A, part(1, false), b"a part of no stream"),
         Packet::from_peer(Steer::All, Enquire {}, Bytes::new()),
         from(A, zex_spec::Goodbye {}, b""),
     ];

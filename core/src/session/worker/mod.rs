@@ -12,11 +12,12 @@
 //! drives it hands back a refused packet before the next action is taken: that keeps the order of
 //! a stream. EZ workers are no part of this: they have no keys, streams or capacity.
 //!
-//! Here: what it is told and what its brokers say. `runs`: what becomes of work. `returned`: what
-//! could not be sent.
+//! Here: what it is told and what its brokers say. `runs`: what becomes of work. `streams`: both
+//! directions of streams. `returned`: what could not be sent.
 
 mod returned;
 mod runs;
+mod streams;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -30,12 +31,10 @@ use self::runs::{answered, reply};
 use super::Path;
 use super::held::HeldWork;
 use super::keys::{Answered, Known, Memory, MemoryLimits};
-use super::sender::Sender;
+use super::stream::Stream;
 use super::timers::Timers;
 use crate::Time;
 
-/// How often a stream's worker says that the stream lives, ms.
-const STREAM_BEAT_MS: u64 = 1_000;
 /// Pause before a packet that came back is sent again, ms.
 const RETRY_MS: u64 = 50;
 /// A worker that leaves stays so long after it has said that it serves nothing, ms: work that was
@@ -80,13 +79,13 @@ pub struct Begin {
     pub service: String,
     /// `Method`.
     pub method: String,
-    /// The request.
+    /// The request; empty if it is a stream.
     pub body: Bytes,
     /// When the caller stops waiting.
     pub deadline: Time,
     /// As in [`Work`].
     pub attempt: u8,
-    /// As in [`Work`]; STREAM says whether messages may be sent.
+    /// As in [`Work`]; STREAM says whether messages may be sent, REQUESTS that they will come.
     pub options: Options,
     /// What came along with the request.
     pub metadata: Metadata,
@@ -109,6 +108,8 @@ pub enum Event {
     /// A handler sends a message of its stream. It keeps the sum of
     /// [`super::stream_charge`] under [`super::STREAM_BUFFER_BYTES`].
     Message(RunId, Bytes),
+    /// A handler has taken parts of its requests that cost so much ([`super::chunk_cost`]).
+    Consumed(RunId, u32),
     /// A handler is done. For a stream the bytes, if there are any, are one last message.
     Finish(RunId, Result<Bytes, Status>),
     /// Take no new work and finish what is held, until this time at the latest.
@@ -128,6 +129,10 @@ pub enum Action {
     Abort(RunId),
     /// The handler of a stream may queue so much more, in charges.
     Room(RunId, u32),
+    /// The next part of a stream of requests, for its handler; see [`super::Messages`].
+    Chunk(RunId, Bytes),
+    /// No requests come any more.
+    HalfClosed(RunId),
     /// Draining is over: everything is answered and the goodbyes are out.
     Drained,
 }
@@ -140,8 +145,9 @@ struct Run {
     path: Path,
     /// Where the answer goes, the newest last: one address for each owner that sent the work.
     addresses: Vec<(BrokerId, u64, Bytes)>,
-    stream: Option<Box<Sender>>,
-    beat_due: Time,
+    stream: Option<Box<Stream>>,
+    /// How a stream ends once everything in front of its end has left.
+    outcome: Option<Result<(), Status>>,
     headers: Metadata,
     trailers: Metadata,
 }
@@ -275,6 +281,7 @@ impl Session {
                 }
             }
             Event::Message(run, message) => self.message(run, message),
+            Event::Consumed(run, cost) => self.consumed(run, cost),
             Event::Finish(run, outcome) => self.finish(now, run, outcome),
             Event::Drain(until) => self.begin_drain(now, until),
             Event::Tick => self.tick(now),
@@ -382,13 +389,8 @@ impl Session {
                 }
                 None => self.dropped += 1,
             },
-            Message::Credit(credit) => match self.stream_of(&credit.key) {
-                Some((run, stream)) => {
-                    stream.credit(credit.bytes);
-                    self.list(run);
-                }
-                None => self.dropped += 1,
-            },
+            Message::Chunk(chunk) => self.chunk(now, broker, &chunk, body),
+            Message::Credit(credit) => self.credit(now, broker, &credit),
             Message::Ask(ask) => self.ask(now, path, broker, &ask),
             Message::Enquire(_) => self.register(path),
             _ => self.dropped += 1,
@@ -451,9 +453,13 @@ impl Session {
         self.last_run += 1;
         let run = RunId(self.last_run);
         let deadline = now.plus_ms(work.deadline_ms.into());
-        let streams = work.options.has(Options::STREAM);
-        let beat_due = now.plus_ms(STREAM_BEAT_MS);
-        let due = if streams { deadline.min(beat_due) } else { deadline };
+        let stream = work.options.has(Options::STREAM).then(|| {
+            let requests = work.options.has(Options::REQUESTS);
+            Box::new(Stream::of_worker(now, owner, requests))
+        });
+        let streams = stream.is_some();
+        let due = stream.as_ref().and_then(|stream| stream.due());
+        let due = due.map_or(deadline, |due| due.min(deadline));
         self.memory.begin(work.key, run);
         self.held.hold(now, owner, number);
         self.timers.set(run, due);
@@ -463,8 +469,8 @@ impl Session {
             due,
             path,
             addresses: vec![(owner, number, work.address)],
-            stream: streams.then(|| Box::new(Sender::new())),
-            beat_due,
+            stream,
+            outcome: None,
             headers: Metadata::EMPTY,
             trailers: Metadata::EMPTY,
         };
@@ -480,6 +486,9 @@ impl Session {
             options: work.options,
             metadata: work.metadata,
         }));
+        if streams {
+            self.open(run);
+        }
     }
 
     /// The same work came again: its owner, or one that took the call over, waits for the answer.

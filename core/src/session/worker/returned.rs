@@ -21,15 +21,18 @@ impl Session {
                 let (key, number) = (chunk.key, chunk.number);
                 let Body::Bytes(part) = packet.body else { return };
                 // A beat that is late is worth nothing: the next one comes. Not so headers.
-                if part.is_empty() {
-                    if !chunk.headers.is_empty() {
-                        let body = Body::Bytes(part);
-                        self.keep(now, path, Packet { body, ..packet });
-                    }
-                    return;
+                if !chunk.headers.is_empty() {
+                    let body = Body::Bytes(part);
+                    return self.keep(now, path, Packet { body, ..packet });
                 }
                 if let Some((run, stream)) = self.stream_of(&key) {
-                    stream.give_back(number, part);
+                    stream.give_back(now, number, false, part);
+                    self.wake(now, run);
+                }
+            }
+            Message::Credit(credit) => {
+                if let Some((run, stream)) = self.stream_of(&credit.key) {
+                    stream.credit_returned(now);
                     self.wake(now, run);
                 }
             }
