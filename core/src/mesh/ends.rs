@@ -71,6 +71,7 @@ impl Mesh {
             return;
         }
         self.answered_siblings(id, &call.origin, &call.path);
+        self.ez_answered.put(now, &call);
         let remember = match &end {
             End::Native(outcome) if call.origin == Origin::Native => {
                 if call.options.has(Options::STREAM) {
@@ -123,6 +124,7 @@ impl Mesh {
             let (origin, path, key) = (call.origin.clone(), call.path.clone(), call.key);
             self.answer_to(&origin, &path, key, end);
             self.answered_siblings(id, &origin, &path);
+            self.ez_answered.put(now, &self.calls[id]);
             if outcome.code == Code::DeadlineExceeded.number() {
                 self.memory.put(now, key, &outcome);
             }

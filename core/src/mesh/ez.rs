@@ -1,6 +1,6 @@
 //! The old dialect at a broker: requests whose ids repeat, workers that only beat.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::hash::BuildHasher;
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use super::calls::{Call, End, Origin, State};
 use super::memory::Outcome;
 use super::{CallId, Edge, Mesh};
 use crate::Time;
-use crate::seeded::Secret;
+use crate::seeded::{Secret, Seeded};
 
 /// A request of the old dialect has no deadline of its own; it gets this one.
 const DEADLINE_MS: u64 = 60_000;
@@ -24,6 +24,64 @@ const UNIQUE_ID_BYTES: usize = 16;
 const FIRST_ROUND_MS: u64 = EZ_BEAT_INTERVAL_MS + 500;
 /// Requests of one id that run at once. Old clients send one twice; a flood of one id is garbage.
 const MAX_REPEATS: usize = 16;
+/// How long it is known that a request was answered, ms. Its client may have sent it again before it
+/// had the answer; the two have crossed within this time.
+const CROSSING_MS: u64 = 1_000;
+/// Requests that are known so; beyond, the oldest are forgotten, and their repeats run.
+const MAX_ANSWERED: usize = 32_768;
+
+/// Requests of unique ids that were answered a moment ago, by what makes two of them one: the client's
+/// path, the id, and what was asked. Of that a hash is kept, so that a mark is small.
+#[derive(Debug)]
+pub(super) struct Answered {
+    seeded: Seeded,
+    marks: HashSet<u64, Seeded>,
+    /// The oldest first.
+    since: VecDeque<(Time, u64)>,
+}
+
+impl Answered {
+    pub(super) fn new(seed: u64) -> Self {
+        let seeded = Seeded(seed);
+        Self { seeded, marks: HashSet::with_hasher(seeded), since: VecDeque::new() }
+    }
+
+    fn mark(&self, path: &ReturnPath, id: &[u8], asked: (&Bytes, &str, &Body)) -> u64 {
+        let (service, method, body) = asked;
+        let frames = match body {
+            Body::Bytes(body) => std::slice::from_ref(body),
+            Body::Frames(frames) => frames.as_slice(),
+        };
+        self.seeded.hash_one((path.pipe, &path.peer, id, service, method, frames))
+    }
+
+    /// It was answered, at this path.
+    pub(super) fn put(&mut self, now: Time, call: &Call) {
+        let Origin::Ez(id) = &call.origin else { return };
+        if id.len() < UNIQUE_ID_BYTES {
+            return;
+        }
+        let mark = self.mark(&call.path, id, (&call.service, &call.method, &call.body));
+        if self.marks.insert(mark) {
+            self.since.push_back((now, mark));
+        }
+        if self.since.len() > MAX_ANSWERED {
+            self.forget_oldest();
+        }
+    }
+
+    pub(super) fn expire(&mut self, now: Time) {
+        while self.since.front().is_some_and(|(at, _)| at.plus_ms(CROSSING_MS) <= now) {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, mark)) = self.since.pop_front() {
+            self.marks.remove(&mark);
+        }
+    }
+}
 
 impl Mesh {
     /// A request of an old client.
@@ -48,6 +106,12 @@ impl Mesh {
                 }
             },
         };
+        let mark = self.ez_answered.mark(&path, &request.id, (&service, &method, &body));
+        if self.ez_answered.marks.contains(&mark) {
+            // Sent before it had the answer. Run again, it would be answered a second time, and an
+            // old worker that had the id would be silent until the deadline.
+            return;
+        }
         let repeats = self.repeats(&request.id);
         if repeats.len() >= MAX_REPEATS {
             let text = format!("{MAX_REPEATS} requests with this id run already");

@@ -38,6 +38,7 @@ use zex_spec::{
 use self::asking::LetGo;
 use self::calls::Calls;
 use self::clients::Clients;
+use self::ez::Answered;
 pub use self::figures::{Load, Stats, Tables};
 use self::memory::{Memory, Numbers};
 use self::peers::{Peer, Shares};
@@ -201,6 +202,7 @@ pub struct Mesh {
     /// Calls by the number of their assignment.
     assignments: HashMap<u64, CallId, Numbers>,
     ez_ids: HashMap<Bytes, BTreeSet<CallId>, Seeded>,
+    ez_answered: Answered,
     clients: Clients,
     held_bytes: usize,
     next_number: u64,
@@ -242,6 +244,7 @@ impl Mesh {
             keys: HashMap::with_hasher(seeded),
             assignments: HashMap::with_hasher(Numbers),
             ez_ids: HashMap::with_hasher(seeded),
+            ez_answered: Answered::new(settings.seed),
             clients: Clients::new(settings.seed),
             held_bytes: 0,
             next_number: 1,
@@ -437,6 +440,7 @@ impl Mesh {
                 self.expire_peers(now);
                 self.memory.expire(now);
                 self.let_go.expire(now);
+                self.ez_answered.expire(now);
                 self.registry.sweep(now, SERVICE_KEEP_MS);
                 self.impatient(now);
                 self.look_ready(now);

@@ -62,6 +62,35 @@ fn a_repeated_ez_id_joins_only_if_it_is_long_and_everything_is_equal() {
 }
 
 #[test]
+fn a_repeat_that_crosses_its_answer_does_not_run() {
+    let mut stage = Stage::new(Settings::default());
+    let request = |stage: &mut Stage, peer, id, body: &[u8]| {
+        stage.ez(Link::In(0), IN_PIPE, ez_call(peer, id), &[body]);
+        stage.ez_works().len()
+    };
+    let serve = |stage: &mut Stage, id| {
+        stage.ez(Link::In(0), IN_PIPE, ez_call(b"c", id), &[b"x"]);
+        let EzWork { peer, address, id } = stage.ez_works().remove(0);
+        stage.ez(Link::Worker(0), WORKER_PIPE, EzReply { peer, address, id }, &[b"OK"]);
+        assert_eq!(stage.ez_answers().len(), 1);
+    };
+    stage.ez(Link::Worker(0), WORKER_PIPE, ez_beat(b"w1"), &[]);
+    stage.ez(Link::Worker(0), WORKER_PIPE, ez_beat(b"w2"), &[]);
+    serve(&mut stage, b"0123456789abcdef");
+    assert_eq!(request(&mut stage, b"c", b"0123456789abcdef", b"x"), 0);
+    stage.idle();
+    // Another client, another question, or long after: no repeat of it.
+    assert_eq!(request(&mut stage, b"d", b"0123456789abcdef", b"x"), 1);
+    assert_eq!(request(&mut stage, b"c", b"0123456789abcdef", b"y"), 1);
+    serve(&mut stage, b"fedcba9876543210");
+    stage.wait_ms(1_100);
+    assert_eq!(request(&mut stage, b"c", b"fedcba9876543210", b"x"), 1);
+    // A short id says nothing of that kind.
+    serve(&mut stage, b"1234");
+    assert_eq!(request(&mut stage, b"c", b"1234", b"x"), 1);
+}
+
+#[test]
 fn repeats_that_waited_go_to_different_workers_and_hold_nobody_up() {
     let mut stage = Stage::new(Settings::default());
     let ez =
