@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Gentle   one thing at a time, then time to recover ── no call may be lost
+//!            (not at all if somebody still drains)
 //!   Rolling  every process restarted in order ─────────── no call may be lost
 //!   Rough    anything, also together ──────────────────── each call still has its one answer
 //! ```
