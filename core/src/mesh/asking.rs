@@ -39,7 +39,7 @@ const BACKLOG_MS: u64 = 500;
 /// Pipes answer our beats at once. No answer for so long: we are cut off, or on our way back.
 const CUT_MS: u64 = BEAT_INTERVAL_MS + 300;
 /// A round of beats takes this much longer than the time between two.
-const ROUND_MARGIN_MS: u64 = 200;
+pub(super) const ROUND_MARGIN_MS: u64 = 200;
 
 /// How long it is remembered that a call was let go of, ms: its client sends it again within 3 s.
 const LET_GO_MS: u64 = 10_000;
@@ -314,8 +314,22 @@ impl Mesh {
                 State::Assigned(..) => {}
             }
         }
+        let from = Time(now.0.saturating_sub(away.as_micros() as u64));
+        self.lay_from = if now < self.lay_until { from.min(self.lay_from) } else { from };
+        self.lay_until = now.plus_ms(BACKLOG_MS);
         if elsewhere {
-            self.backlog_until = now.plus_ms(BACKLOG_MS);
+            self.backlog_until = self.lay_until;
+        }
+    }
+
+    /// Since when what arrives now may have waited in our sockets.
+    pub(super) fn came_from(&self, now: Time) -> Time {
+        if now < self.lay_until {
+            self.lay_from
+        } else if self.hears_no_pipe(now) {
+            self.linked_last
+        } else {
+            now
         }
     }
 

@@ -250,7 +250,7 @@ impl Mesh {
             metadata: call.metadata,
             body: Body::Bytes(body),
             deadline: now.plus_ms(u64::from(call.deadline_ms)),
-            began: Time(now.0.saturating_sub(u64::from(call.age_ms) * 1_000)),
+            began: Time(self.came_from(now).0.saturating_sub(u64::from(call.age_ms) * 1_000)),
             attempt: call.attempt,
             options: call.options,
             priority: call.priority,

@@ -191,6 +191,9 @@ pub struct Mesh {
     handled: Time,
     /// Until then calls that arrive may have waited in a socket while another broker had our place.
     backlog_until: Time,
+    /// Until then what arrives may have waited in a socket since the other time.
+    lay_until: Time,
+    lay_from: Time,
     draining: bool,
     /// When it may leave at the earliest, if it drains.
     leave_from: Time,
@@ -236,6 +239,8 @@ impl Mesh {
             vouches_from: None,
             handled: now,
             backlog_until: now,
+            lay_until: now,
+            lay_from: now,
             draining: false,
             leave_from: now,
             drained: false,

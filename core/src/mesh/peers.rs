@@ -12,6 +12,7 @@ use zex_spec::{
     PeerId, Share, Steer, WantSnapshot,
 };
 
+use super::asking::ROUND_MARGIN_MS;
 use super::{Action, Mesh, Timer};
 use crate::Time;
 use crate::seeded::Seeded;
@@ -27,6 +28,10 @@ const MAX_COUNTS: usize = 65_536;
 /// Workers that one share names; at 24 bytes each a sixth of what a header may have, so that other
 /// messages need not wait long behind it.
 const MAX_SHARE_COUNTS: usize = 8_192;
+/// Our own echo comes with every beat. If there was none for so long, milliseconds, the state pipe is
+/// silent. Far less than a broker's death takes: our last echo may be younger than the last beat of
+/// another by nearly a round, and the other is not dead because the pipe is.
+const DEAF_MS: u64 = BEAT_INTERVAL_MS + 300;
 /// A snapshot that was asked for may be asked for again after this long.
 const ASK_AGAIN_MS: u64 = 200;
 
@@ -86,7 +91,7 @@ impl Mesh {
         let Steer::Owner(from) = packet.steer else { return self.drop_one() };
         if from == self.me {
             match packet.message {
-                Message::Hello(_) => self.shares.echo = Some(now),
+                Message::Hello(_) => self.echo_heard(now),
                 Message::Share(share) => self.view.came_back(now, share.sequence),
                 _ => {}
             }
@@ -103,6 +108,21 @@ impl Mesh {
             Message::Ask(ask) => self.on_broker_asks(&ask),
             _ => self.drop_one(),
         }
+    }
+
+    /// Our own hello has come back. If none did for a while it was the state pipe that was silent, and
+    /// the others get a round of beats to be heard again.
+    fn echo_heard(&mut self, now: Time) {
+        if self.hears_no_echo(now) {
+            let spare_ms = BEAT_INTERVAL_MS * (BEATS_MISSED - 1) - ROUND_MARGIN_MS;
+            let heard = Time(now.0.saturating_sub(spare_ms * 1_000));
+            self.peers.values_mut().for_each(|peer| peer.heard = peer.heard.max(heard));
+        }
+        self.shares.echo = Some(now);
+    }
+
+    fn hears_no_echo(&self, now: Time) -> bool {
+        self.shares.echo.is_none_or(|echo| echo.plus_ms(DEAF_MS) <= now)
     }
 
     fn on_hello(&mut self, now: Time, from: BrokerId, hello: Hello) {
@@ -153,12 +173,12 @@ impl Mesh {
             changes.append(&mut absent);
         }
         for (worker, count) in changes {
-            self.foreign_count(from, worker, count);
+            self.foreign_count(now, from, worker, count);
         }
     }
 
     /// A broker's count at a worker, absolute.
-    fn foreign_count(&mut self, from: BrokerId, worker: PeerId, count: u32) {
+    fn foreign_count(&mut self, now: Time, from: BrokerId, worker: PeerId, count: u32) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let old = match count {
             0 => peer.counts.remove(&worker),
@@ -166,7 +186,15 @@ impl Mesh {
             _ => peer.counts.insert(worker, count),
         }
         .unwrap_or(0);
-        let Some(slot) = self.registry.worker(&worker) else { return };
+        let Some(slot) = self.registry.worker(&worker) else {
+            // A worker that we have not heard has been given something. Whether it begins it, and
+            // what becomes of it, we shall not know.
+            let ez = self.pipes.keys().any(|pipe| worker.0[..8] == pipe.0.to_be_bytes());
+            if count > 0 && !ez && self.vouches_from.is_some() {
+                self.vouches_from = Some(now);
+            }
+            return;
+        };
         let foreign = &mut self.registry.workers[slot].foreign;
         *foreign = (*foreign).saturating_sub(old).saturating_add(count);
         self.registry.relevel(slot);
@@ -208,11 +236,11 @@ impl Mesh {
     }
 
     /// A broker is gone, and its share with it.
-    fn peer_gone(&mut self, _now: Time, id: BrokerId) {
+    fn peer_gone(&mut self, now: Time, id: BrokerId) {
         let Some(peer) = self.peers.get(&id) else { return };
         let mut workers: Vec<PeerId> = peer.counts.keys().copied().collect();
         workers.sort_unstable();
-        workers.into_iter().for_each(|worker| self.foreign_count(id, worker, 0));
+        workers.into_iter().for_each(|worker| self.foreign_count(now, id, worker, 0));
         self.peers.remove(&id);
     }
 
@@ -220,8 +248,7 @@ impl Mesh {
     /// the state pipe that is silent.
     pub(super) fn expire_peers(&mut self, now: Time) {
         let silence_ms = BEAT_INTERVAL_MS * BEATS_MISSED;
-        let deaf = self.shares.echo.is_none_or(|echo| echo.plus_ms(silence_ms) <= now);
-        if deaf {
+        if self.hears_no_echo(now) {
             return;
         }
         let silent = self.peers.iter().filter(|(_, peer)| peer.heard.plus_ms(silence_ms) <= now);

@@ -165,6 +165,55 @@ fn who_hears_no_pipe_buries_nobody() {
 }
 
 #[test]
+fn what_lay_in_a_socket_is_older_than_it_says() {
+    let mut stage = Stage::new(Settings::default());
+    stage.wait_ms(1_000);
+    stage.register(id(1), 1);
+    // Sent before this broker knew the workers, it lay here through a pause of 3 s.
+    stage.now = stage.now.plus_ms(3_000);
+    stage.client(id(9), Call { attempt: 1, age_ms: 1_000, ..call(1) }, b"");
+    stage.worker(id(1), Answer { key: key(1), knowledge: Knowledge::DENIED }, b"");
+    assert_eq!((stage.works().len(), stage.replies()[0].1), (0, Code::Unavailable));
+}
+
+#[test]
+fn who_falls_silent_with_the_state_pipe_is_not_dead() {
+    let hello = Hello { name: "b2".into(), ready: true, sequence: 0, goodbye: false };
+    let from = Steer::Owner(Incarnation::new("b2", 1));
+    let mut stage = Stage::new(Settings::default());
+    stage.wait_ms(1_000);
+    stage.event(Event::FromState(Packet::from_peer(from, hello, Bytes::new())));
+    // Our own hello comes back once more, then nothing comes by the state pipe.
+    stage.wait_ms(600);
+    stage.echoes = false;
+    stage.wait_ms(10_000);
+    assert_eq!(stage.mesh.peers.len(), 1);
+    // It is back. The other has a round of beats to be heard, too.
+    stage.echoes = true;
+    stage.wait_ms(1_000);
+    assert_eq!(stage.mesh.peers.len(), 1);
+    stage.wait_ms(500);
+    assert_eq!(stage.mesh.peers.len(), 0);
+}
+
+#[test]
+fn what_began_before_another_gave_work_to_a_worker_unknown_here_may_run_there() {
+    let mut stage = Stage::new(Settings::default());
+    stage.wait_ms(3_000);
+    stage.register(id(1), 10);
+    let counts = vec![(id(5), 1)];
+    let share = Share { sequence: 4, snapshot: true, counts, age_us: 0 };
+    let from = Steer::Owner(Incarnation::new("b2", 1));
+    stage.event(Event::FromState(Packet::from_peer(from, share, Bytes::new())));
+    for (n, begins) in [(1, 0), (2, 1)] {
+        stage.wait_ms(60);
+        stage.client(id(9), Call { attempt: 1, age_ms: 100, ..call(n) }, b"");
+        stage.worker(id(1), Answer { key: key(n), knowledge: Knowledge::DENIED }, b"");
+        assert_eq!((stage.works().len(), stage.replies().len()), (begins, 1 - begins), "{n}");
+    }
+}
+
+#[test]
 fn numbers_without_sense_from_the_state_port_harm_nobody() {
     let mut stage = Stage::new(Settings::default());
     stage.register(id(1), 10);

@@ -26,6 +26,8 @@ struct Stage {
     told: Vec<Packet>,
     /// Whether pipes answer its beats.
     linked: bool,
+    /// Whether the state pipe gives back what it tells.
+    echoes: bool,
 }
 
 fn me() -> BrokerId {
@@ -63,6 +65,7 @@ impl Stage {
             sent: Vec::new(),
             told: Vec::new(),
             linked: true,
+            echoes: true,
         };
         stage.drain();
         stage.from(Link::In(0), IN_PIPE, id(0), PipeBeat { pipe: IN_PIPE });
@@ -82,7 +85,9 @@ impl Stage {
                 // What a broker tells comes back to it, too.
                 Action::ToState(packet) => {
                     self.told.push(packet.clone());
-                    self.mesh.handle(self.now, Event::FromState(packet));
+                    if self.echoes {
+                        self.mesh.handle(self.now, Event::FromState(packet));
+                    }
                 }
                 Action::Drained => {}
             }
