@@ -218,6 +218,7 @@ impl Mesh {
             Some(slot) => {
                 self.calls[id].begun = true;
                 self.assign(now, id, slot);
+                self.acknowledge(id);
                 let state = self.calls.get(id).map(|call| &call.state);
                 if elsewhere
                     && let Some(State::Assigned(number, at)) = state
@@ -250,7 +251,10 @@ impl Mesh {
 
     fn nobody_holds(&mut self, now: Time, id: CallId, otherwise: Otherwise) {
         match otherwise {
-            Otherwise::Place => self.place(now, id),
+            Otherwise::Place => {
+                self.place(now, id);
+                self.acknowledge(id);
+            }
             Otherwise::Unavailable => self.fate_unknown(now, id),
             Otherwise::Forget => {
                 let call = self.remove(id);

@@ -215,7 +215,11 @@ impl Mesh {
             if known.attempt.checked_add(1) == Some(call.attempt) {
                 known.attempt = call.attempt;
             }
-            return self.accept(&path, call.key);
+            // What is being asked about may have to be forgotten, or its fate remain unknown.
+            let ours = !known.stale && !matches!(known.state, State::Asking(_));
+            return if ours {
+                self.accept(&path, call.key)
+            };
         }
         if call.service == MESH_SERVICE {
             let outcome = self.answer_for_itself(now, &call.method, &body);
@@ -238,7 +242,6 @@ impl Mesh {
         } else {
             now
         };
-        let acknowledge = call.options.has(Options::ACKNOWLEDGE);
         let idempotent = call.options.has(Options::IDEMPOTENT);
         let id = self.admit(Call {
             origin: Origin::Native,
@@ -269,12 +272,12 @@ impl Mesh {
             ways: None,
         });
         let Some(id) = id else { return };
-        let stale = self.calls[id].stale;
-        if acknowledge && !stale {
-            self.accept(&path, call.key);
-        }
         let resend = call.attempt > 0 && !idempotent;
-        if resend || stale { self.ask(now, id) } else { self.place(now, id) }
+        if resend || self.calls[id].stale {
+            return self.ask(now, id);
+        }
+        self.place(now, id);
+        self.acknowledge(id);
     }
 
     /// The call that a native client may mean by this key: those of EZ clients have keys, too, which

@@ -246,6 +246,15 @@ impl Mesh {
         self.send_to_client(path, Accepted { key }.into(), Bytes::new());
     }
 
+    /// Tells a client that wants to know it that its call is in our hands, if it is.
+    pub(super) fn acknowledge(&mut self, id: CallId) {
+        let Some(call) = self.calls.get(id) else { return };
+        if call.origin == Origin::Native && call.options.has(Options::ACKNOWLEDGE) {
+            let (path, key) = (call.path.clone(), call.key);
+            self.accept(&path, key);
+        }
+    }
+
     pub(super) fn answer(&mut self, call: &Call, end: End) {
         self.answer_to(&call.origin, &call.path, call.key, end);
     }

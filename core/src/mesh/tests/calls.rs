@@ -129,6 +129,23 @@ fn a_resend_nobody_here_knows_is_asked_about_before_it_runs() {
 }
 
 #[test]
+fn what_is_asked_about_is_accepted_when_the_workers_have_denied_it() {
+    let accepted = |stage: &mut Stage| stage.kinds(|m| matches!(m, Message::Accepted(_))).len();
+    let mut stage = Stage::new(Settings::default());
+    stage.wait_ms(3_000);
+    stage.register(id(1), 10);
+    let resend = |attempt| Call { attempt, options: Options::ACKNOWLEDGE, ..call(1) };
+    // Whether it will be run here is not known yet, and may never be.
+    stage.client(id(9), resend(1), b"");
+    stage.client(id(9), resend(2), b"");
+    assert_eq!(accepted(&mut stage), 0);
+    stage.worker(id(1), Answer { key: key(1), knowledge: Knowledge::DENIED }, b"");
+    assert_eq!((stage.works().len(), accepted(&mut stage)), (1, 1));
+    stage.client(id(9), resend(3), b"");
+    assert_eq!(accepted(&mut stage), 1);
+}
+
+#[test]
 fn who_joins_what_runs_counts_it_once_and_never_begins_it_elsewhere() {
     let mut stage = Stage::new(Settings::default());
     (1..=2).for_each(|n| stage.register(id(n), 10));
