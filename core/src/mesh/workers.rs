@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use zex_spec::{
     BEAT_INTERVAL_MS, BEATS_MISSED, Dialect, EZ_BEAT_INTERVAL_MS, Enquire, EzBeat, Heartbeat, Held,
-    Message, Packet, PeerGone, PeerId, PipeId, Register, Steer,
+    Message, Options, Packet, PeerGone, PeerId, PipeId, Register, Steer,
 };
 
 use super::calls::RETRY_MS;
@@ -164,9 +164,16 @@ impl Mesh {
         worker.in_flight = in_flight.saturating_sub(worker.joined.len() as u32);
         worker.orphans = orphans;
         let mut suspects = BTreeMap::new();
+        // A stream's end cannot be asked for again: it gets time to arrive.
+        let (calls, assignments) = (&self.calls, &self.assignments);
+        let stream = |number: &u64| {
+            let call = assignments.get(number).and_then(|id| calls.get(*id));
+            call.is_some_and(|call| call.options.has(Options::STREAM))
+        };
         for number in worker.assigned.difference(&held).copied() {
             let since = worker.suspects.get(&number).copied().unwrap_or(now);
-            let patience_ms = if number <= seen { SUSPECT_MS } else { TRANSIT_MS };
+            let soon = number <= seen && !stream(&number);
+            let patience_ms = if soon { SUSPECT_MS } else { TRANSIT_MS };
             if since.plus_ms(patience_ms) <= now {
                 lost.push(number);
             } else {
