@@ -18,10 +18,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_stream::Stream;
 use zex_spec::{Code, Metadata, Status};
-use zex_worker::{Handler, Replies, Request, WorkerBuilder, WorkerError, WorkerHandle, handler};
+use zex_worker::{
+    Handler, Replies, Request, Requests, WorkerBuilder, WorkerError, WorkerHandle, stream_handler,
+};
 
 use crate::call::{self, Ask, Failure};
 use crate::follow::{Follower, Offer};
@@ -208,31 +211,43 @@ fn schemas(name: &str, service: &Service) -> Metadata {
 
 /// A handler that passes calls on.
 fn calls(routes: Arc<Routes>, passed_on: Arc<AtomicU64>) -> Handler {
-    handler(move |request: Request, replies: Replies| {
+    stream_handler(move |request: Request, requests: Requests, replies: Replies| {
         passed_on.fetch_add(1, Ordering::Relaxed);
         let routes = Arc::clone(&routes);
-        async move { pass_on(&routes, request, &replies).await }
+        async move { pass_on(&routes, request, requests, &replies).await }
     })
 }
 
-/// Passes a call on to the best target, and to the next if that one has not seen it.
-async fn pass_on(routes: &Routes, request: Request, replies: &Replies) -> Result<Bytes, Status> {
-    let Request { service, method, body, metadata, deadline, streaming, .. } = request;
+/// Passes a call on to the best target, and to the next if that one has not seen it. Any kind of method
+/// by any kind of call that can carry it: a method that takes one message is given the only one of a
+/// stream, a method that takes a stream the one message of a plain call.
+async fn pass_on(
+    routes: &Routes,
+    request: Request,
+    mut requests: Requests,
+    replies: &Replies,
+) -> Result<Bytes, Status> {
+    let Request { service, method, metadata, deadline, streaming, .. } = request;
     let schema = metadata.get(SCHEMA).map(Bytes::copy_from_slice);
     let mut tried = Vec::new();
-    let mut last = None;
+    let (mut last, mut only) = (None, None);
     loop {
         let (route, known) = match routes.pick(&method, schema.as_deref(), &tried) {
             Ok(found) => found,
             Err(reason) => return Err(last.unwrap_or_else(|| refusal(&service, &method, reason))),
         };
         check_kind(&service, &method, known.kind, streaming)?;
-        let ask = Ask {
-            path: known.path.clone(),
-            body: body.clone(),
-            metadata: metadata.clone(),
-            deadline,
+        let (path, metadata) = (known.path.clone(), metadata.clone());
+        if matches!(known.kind, Kind::ClientStream | Kind::BidiStream) {
+            let ask = Ask { path, body: Bytes::new(), metadata, deadline };
+            return pass_stream(&route.line, &ask, known.kind, requests, replies).await;
+        }
+        let body = match only.take() {
+            Some(body) => body,
+            None => requests.only().await?,
         };
+        only = Some(body.clone());
+        let ask = Ask { path, body, metadata, deadline };
         match answer(&route.line, &ask, known.kind, replies).await {
             Err(Failure { status, may_have_begun: false, .. }) => {
                 tried.push(route.target);
@@ -253,9 +268,81 @@ async fn answer(line: &Line, ask: &Ask, kind: Kind, replies: &Replies) -> Result
         let answer = call::unary(line, ask).await?;
         say_before(replies, answer.headers).await?;
         say_behind(replies, answer.trailers).await?;
-        return Ok(answer.outcome?);
+        return Ok(last_message(replies, answer.outcome?).await?);
     }
-    let mut messages = call::server_stream(line, ask).await?;
+    hand_on(call::server_stream(line, ask).await?, replies).await
+}
+
+/// Makes a call with a stream of requests, and hands on what comes back.
+async fn pass_stream(
+    line: &Line,
+    ask: &Ask,
+    kind: Kind,
+    requests: Requests,
+    replies: &Replies,
+) -> Result<Bytes, Status> {
+    let (broken, breaks) = oneshot::channel();
+    let requests = pulled(requests, line.settings().max_message_bytes, broken);
+    let answering = async {
+        let mut messages = call::stream(line, ask, requests).await?;
+        if kind == Kind::BidiStream {
+            return hand_on(messages, replies).await;
+        }
+        let outcome = call::only(&mut messages).await;
+        say_before(replies, messages.headers().clone()).await?;
+        say_behind(replies, messages.trailers().clone()).await?;
+        Ok::<Bytes, Failure>(last_message(replies, outcome?).await?)
+    };
+    tokio::select! {
+        // The requests are not what they should be: the service is told by a reset.
+        Ok(status) = breaks => Err(status),
+        answer = answering => match answer {
+            Ok(reply) => Ok(reply),
+            Err(Failure { status, trailers, .. }) => {
+                say_behind(replies, trailers).await?;
+                Err(status)
+            }
+        },
+    }
+}
+
+/// Requests as the HTTP/2 connection asks for them. Their end is the end for the service; where they
+/// break off there is none, and `broken` hears why.
+fn pulled(
+    requests: Requests,
+    limit: usize,
+    broken: oneshot::Sender<Status>,
+) -> impl Stream<Item = Bytes> + Send + 'static {
+    futures_util::stream::unfold((requests, broken), move |(mut requests, broken)| async move {
+        let status = match requests.next().await {
+            None => return None,
+            Some(Ok(request)) if request.len() <= limit => {
+                return Some((request, (requests, broken)));
+            }
+            Some(Ok(request)) => {
+                let size = request.len();
+                let text = format!("a request has {size} bytes, the adapter's limit is {limit}");
+                Status::new(Code::ResourceExhausted, text)
+            }
+            Some(Err(status)) => status,
+        };
+        // Who gave up the call has let go of the other end.
+        let _ = broken.send(status);
+        std::future::pending().await
+    })
+}
+
+/// The one answer, which may be of a call that waits for a stream: there an empty body at the end is no
+/// message.
+async fn last_message(replies: &Replies, answer: Bytes) -> Result<Bytes, Status> {
+    if answer.is_empty() && replies.streaming() {
+        replies.send(answer.clone()).await?;
+    }
+    Ok(answer)
+}
+
+/// A stream of answers, to the caller.
+async fn hand_on(mut messages: call::Messages, replies: &Replies) -> Result<Bytes, Failure> {
     say_before(replies, messages.headers().clone()).await?;
     loop {
         let next = messages.next().await;
@@ -279,10 +366,9 @@ async fn say_behind(replies: &Replies, trailers: Metadata) -> Result<(), Status>
 
 fn check_kind(service: &str, method: &str, kind: Kind, streaming: bool) -> Result<(), Status> {
     let what = match kind {
-        Kind::Unary => return Ok(()),
-        Kind::ServerStream if streaming => return Ok(()),
-        Kind::ServerStream => "answers with a stream; call it as one",
-        Kind::ClientStream | Kind::BidiStream => "takes a stream, which is not carried yet",
+        Kind::Unary | Kind::ClientStream => return Ok(()),
+        Kind::ServerStream | Kind::BidiStream if streaming => return Ok(()),
+        Kind::ServerStream | Kind::BidiStream => "answers with a stream; call it as one",
     };
     Err(Status::new(Code::Unimplemented, format!("{service}/{method} {what}")))
 }

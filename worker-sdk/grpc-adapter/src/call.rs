@@ -5,25 +5,29 @@
 //!   Ask: bytes, metadata ── Passing ──▶ HTTP/2 ──▶ service ──▶ HTTP/2 ── Passing ──▶ Answer | Messages
 //! ```
 //!
+//! A stream of requests is pulled: the next is asked for when HTTP/2 has room for it, so that the
+//! service's window is that of its caller.
+//!
 //! The deadline goes along as `grpc-timeout`. A status that the service gave comes back as it
 //! is: code, message, details, trailers. Dropping the future (or the [`Messages`]) resets the
-//! HTTP/2 stream, which is how gRPC cancels.
+//! HTTP/2 stream, which is how gRPC cancels; requests that break off so never look like their end.
 
 use std::{error::Error as _, time::Instant};
 
 use bytes::{Buf as _, BufMut as _, Bytes};
+use tokio_stream::Stream;
 use tonic::{
     Request, Response, Streaming,
     client::Grpc,
     codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::http::uri::PathAndQuery,
     metadata::MetadataMap,
-    transport::Channel,
 };
 use zex_spec::{Code, Metadata, Status};
 
 use crate::{
     cause::Cause,
+    cut::{self, Held, Thread},
     metadata::{from_service, to_service},
     settings::Compression,
     target::{Line, UnderWay},
@@ -39,7 +43,7 @@ const TOO_LARGE: &str = "Error, decoded message length too large";
 pub struct Ask {
     /// `/pkg.Service/Method`.
     pub path: PathAndQuery,
-    /// The request message.
+    /// The request message; of a [`stream`] none.
     pub body: Bytes,
     /// What goes along with it.
     pub metadata: Metadata,
@@ -94,7 +98,10 @@ pub async fn unary(line: &Line, ask: &Ask) -> Result<Answer, Failure> {
 }
 
 /// The one message of an answer.
-async fn only(messages: &mut Messages) -> Result<Bytes, Status> {
+///
+/// # Errors
+/// How the call ended; `INTERNAL` if there is none, or more than one.
+pub async fn only(messages: &mut Messages) -> Result<Bytes, Status> {
     let Some(answer) = messages.next().await? else {
         return Err(Status::new(Code::Internal, "the service ended the call without an answer"));
     };
@@ -122,7 +129,7 @@ pub async fn server_stream(line: &Line, ask: &Ask) -> Result<Messages, Failure> 
         let opened = tokio::time::timeout_at(ask.deadline.into(), open(line, ask, compression));
         let error = match opened.await {
             Err(_) => return Err(late().into()),
-            Ok(Ok(opened)) => return started(line, ask, opened, under_way),
+            Ok(Ok(opened)) => return started(line, ask, opened.map(Held::free), under_way),
             Ok(Err(error)) => error,
         };
         if compression.is_some_and(|compression| refuses(&error, compression)) {
@@ -138,28 +145,86 @@ pub async fn server_stream(line: &Line, ask: &Ask) -> Result<Messages, Failure> 
     }
 }
 
+/// Calls a method that takes a stream of messages; it answers with one ([`only`]) or a stream. The end
+/// of `requests` is the end for the service; who has not finished does not end it, but drops the call.
+/// It is sent once: nobody has its requests a second time.
+///
+/// # Errors
+/// [`Failure`], if it fails before its first message.
+pub async fn stream(
+    line: &Line,
+    ask: &Ask,
+    requests: impl Stream<Item = Bytes> + Send + 'static,
+) -> Result<Messages, Failure> {
+    let under_way = line.begin_call();
+    let (cut, thread) = cut::cut();
+    let opening = open_stream(line.clone(), ask.clone(), requests, thread);
+    let mut opening = Held::new(Box::pin(opening), cut);
+    match tokio::time::timeout_at(ask.deadline.into(), &mut *opening).await {
+        Err(_) => Err(late().into()),
+        Ok(Ok(opened)) => {
+            let (head, stream, extensions) = opened.into_parts();
+            let held = Response::from_parts(head, opening.with(stream), extensions);
+            started(line, ask, held, under_way)
+        }
+        Ok(Err(error)) => {
+            if line.compression().is_some_and(|compression| refuses(&error, compression)) {
+                // For the next.
+                line.stop_compressing();
+            }
+            Err(failure(line, &error))
+        }
+    }
+}
+
+/// Begins to send requests and waits for the head of the answer.
+async fn open_stream(
+    line: Line,
+    ask: Ask,
+    requests: impl Stream<Item = Bytes> + Send + 'static,
+    thread: Thread,
+) -> Result<Response<Streaming<Bytes>>, tonic::Status> {
+    let request = asking(&ask, requests)?;
+    let channel = cut::Line::new(line.channel(), thread);
+    let mut grpc = as_set(Grpc::new(channel), &line, line.compression());
+    grpc.ready().await.map_err(|error| tonic::Status::from_error(error.into()))?;
+    grpc.streaming(request, ask.path, Passing).await
+}
+
+/// A request with what goes along.
+fn asking<T>(ask: &Ask, message: T) -> Result<Request<T>, tonic::Status> {
+    let left = ask.deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(tonic::Status::deadline_exceeded("the time was up before the call"));
+    }
+    let mut request = Request::new(message);
+    if !ask.metadata.is_empty() {
+        *request.metadata_mut() = to_service(&ask.metadata);
+    }
+    request.set_timeout(left);
+    Ok(request)
+}
+
+/// As the line is set up.
+fn as_set<T>(grpc: Grpc<T>, line: &Line, compression: Option<Compression>) -> Grpc<T> {
+    let grpc = grpc
+        .max_decoding_message_size(line.settings().max_message_bytes)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Zstd);
+    match compression {
+        None => grpc,
+        Some(compression) => grpc.send_compressed(compression.encoding()),
+    }
+}
+
 /// Sends the request and waits for the head of the answer.
 async fn open(
     line: &Line,
     ask: &Ask,
     compression: Option<Compression>,
 ) -> Result<Response<Streaming<Bytes>>, tonic::Status> {
-    let left = ask.deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(tonic::Status::deadline_exceeded("the time was up before the call"));
-    }
-    let mut request = Request::new(ask.body.clone());
-    if !ask.metadata.is_empty() {
-        *request.metadata_mut() = to_service(&ask.metadata);
-    }
-    request.set_timeout(left);
-    let mut grpc: Grpc<Channel> = Grpc::new(line.channel())
-        .max_decoding_message_size(line.settings().max_message_bytes)
-        .accept_compressed(CompressionEncoding::Gzip)
-        .accept_compressed(CompressionEncoding::Zstd);
-    if let Some(compression) = compression {
-        grpc = grpc.send_compressed(compression.encoding());
-    }
+    let request = asking(ask, ask.body.clone())?;
+    let mut grpc = as_set(Grpc::new(line.channel()), line, compression);
     grpc.ready().await.map_err(|error| tonic::Status::from_error(error.into()))?;
     grpc.server_streaming(request, ask.path.clone(), Passing).await
 }
@@ -168,7 +233,7 @@ async fn open(
 fn started(
     line: &Line,
     ask: &Ask,
-    opened: Response<Streaming<Bytes>>,
+    opened: Response<Held<Streaming<Bytes>>>,
     under_way: UnderWay,
 ) -> Result<Messages, Failure> {
     line.heard();
@@ -202,7 +267,7 @@ fn refuses(error: &tonic::Status, compression: Compression) -> bool {
 /// An answer, message by message.
 #[derive(Debug)]
 pub struct Messages {
-    stream: Streaming<Bytes>,
+    stream: Held<Streaming<Bytes>>,
     headers: Metadata,
     trailers: Metadata,
     deadline: Instant,

@@ -17,6 +17,7 @@
 mod adapter;
 pub mod call;
 mod cause;
+mod cut;
 pub mod follow;
 mod health;
 mod metadata;
