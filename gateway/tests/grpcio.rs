@@ -61,5 +61,5 @@ async fn a_python_client_calls_a_python_service_through_it_all() {
     let said = tokio::time::timeout(ALL, client.wait_with_output()).await.unwrap().unwrap();
     let (out, err) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
     assert!(said.status.success(), "{out}\n{err}");
-    assert_eq!(out.lines().count(), 8, "{out}");
+    assert_eq!(out.lines().count(), 9, "{out}");
 }

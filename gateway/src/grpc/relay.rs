@@ -16,12 +16,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use http::Request;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tonic::body::Body;
 use tonic::codec::{CompressionEncoding, Streaming};
 use tonic::server::Grpc;
 use tonic::{Code, Response, Status};
 use tower::Service;
-use zex_client::{Answer, Call, Metadata};
+use zex_client::{Answer, Call, Metadata, Requests};
 
 use super::asked::Asked;
 use super::catalogue::Kind;
@@ -75,14 +77,14 @@ impl Service<tonic::Request<Streaming<Bytes>>> for Relay {
 
     fn call(&mut self, request: tonic::Request<Streaming<Bytes>>) -> Answering {
         let (door, target, call) = (self.door.clone(), self.target.clone(), self.call.clone());
-        async move { relay(&door, target, call.as_deref(), request).await }.boxed()
+        async move { relay(&door, target, call, request).await }.boxed()
     }
 }
 
 async fn relay(
     door: &Door,
     target: Target,
-    open: Option<&open::Call>,
+    open: Option<Arc<open::Call>>,
     request: tonic::Request<Streaming<Bytes>>,
 ) -> Result<Response<Replies>, Status> {
     let begun = Instant::now();
@@ -90,17 +92,16 @@ async fn relay(
     let headers = metadata.into_headers();
     let asked = Asked::read(&headers)?;
     let until = begun + asked.timeout.unwrap_or(door.settings.deadline).min(LONGEST);
-    if let Some(open) = open {
+    if let Some(open) = &open {
         open.until(until + READ_TIME);
     }
     let kind = door.catalogue.kind(&target, asked.wait, until).await?;
+    let beside = metadata::of_request(&headers)?;
     if matches!(kind, Kind::ClientStream | Kind::BidiStream) {
-        let Target { service, method } = target;
-        let text = format!("{service}/{method} takes a stream, which is not carried yet");
-        return Err(Status::unimplemented(text));
+        let call = made(target, Bytes::new(), &asked, until, kind).metadata(beside);
+        return stream_of_requests(door, call, open, messages, kind).await;
     }
     let whole = until.min(begun + REQUEST_TIME);
-    let beside = metadata::of_request(&headers)?;
     let body = tokio::time::timeout_at(whole.into(), only_one(door, messages)).await;
     let body = body.map_err(|_| {
         let ms = whole.saturating_duration_since(begun).as_millis();
@@ -108,7 +109,7 @@ async fn relay(
     })??;
     let call = made(target, body, &asked, until, kind).metadata(beside);
     match kind {
-        Kind::Unary { .. } => unary(door, call, open).await,
+        Kind::Unary { .. } => unary(door, call, open.as_deref()).await,
         _ => server_stream(door, call).await,
     }
 }
@@ -168,26 +169,119 @@ async fn unary(
 }
 
 async fn server_stream(door: &Door, call: Call) -> Result<Response<Replies>, Status> {
-    let mut replies = door.client.server_stream(call).await.map_err(status)?;
-    let headers = replies.headers().await.clone();
-    let mut first = None;
-    if headers.is_empty() {
-        // The answer begins with its first message: a call that fails before has a status and no more.
-        first = match replies.next().await {
-            Some(Err(failed)) => return Err(ended(failed, replies.trailers())),
-            Some(Ok(message)) => Some(Ok(message)),
-            None => return Ok(answered(&headers, stream::iter(end(replies.trailers())).boxed())),
-        };
+    let replies = door.client.server_stream(call).await.map_err(status)?;
+    Incoming { replies, sending: None, or_empty: false }.answer().await
+}
+
+/// A call whose requests are a stream: they go on beside its replies.
+async fn stream_of_requests(
+    door: &Door,
+    call: Call,
+    open: Option<Arc<open::Call>>,
+    messages: Streaming<Bytes>,
+    kind: Kind,
+) -> Result<Response<Replies>, Status> {
+    let (requests, replies) = door.client.stream(call).await.map_err(status)?;
+    let largest = door.settings.max_message_bytes;
+    let (broke, broken) = oneshot::channel();
+    let task = tokio::spawn(send_on(messages, requests, open, largest, broke));
+    let sending = Some(Sending { task, broken });
+    // One reply without any bytes comes as the end alone.
+    Incoming { replies, sending, or_empty: kind == Kind::ClientStream }.answer().await
+}
+
+/// Sends requests on, each when the worker has room for it: until then the client's window stays
+/// closed. What is wrong with them takes the call back.
+async fn send_on(
+    mut messages: Streaming<Bytes>,
+    requests: Requests,
+    open: Option<Arc<open::Call>>,
+    largest: usize,
+    broke: oneshot::Sender<Status>,
+) {
+    let wrong = loop {
+        match messages.message().await {
+            Ok(Some(message)) => {
+                if requests.send(message).await.is_err() {
+                    // The call has ended, which its replies tell.
+                    return;
+                }
+            }
+            Ok(None) => return requests.finish().await,
+            Err(error) => break request_error(error, largest),
+        }
+        if let Some(open) = &open {
+            open.let_go();
+        }
+    };
+    // Said before the call is taken back, which `requests` does as it goes.
+    let _ = broke.send(wrong);
+    drop(requests);
+}
+
+/// The requests of a call on their way; they stop with it.
+struct Sending {
+    task: JoinHandle<()>,
+    broken: oneshot::Receiver<Status>,
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.task.abort();
     }
-    let rest = stream::unfold(Some(replies), |replies| async move {
-        let mut replies = replies?;
-        Some(match replies.next().await {
-            Some(Ok(message)) => (Ok(message), Some(replies)),
-            Some(Err(failed)) => (Err(ended(failed, replies.trailers())), None),
-            None => (end(replies.trailers())?, None),
-        })
-    });
-    Ok(answered(&headers, stream::iter(first).chain(rest).boxed()))
+}
+
+/// A stream of replies on its way to the client.
+struct Incoming {
+    replies: zex_client::Replies,
+    sending: Option<Sending>,
+    /// A good end without a message is one empty message.
+    or_empty: bool,
+}
+
+impl Incoming {
+    async fn answer(mut self) -> Result<Response<Replies>, Status> {
+        let headers = self.replies.headers().await.clone();
+        let mut first = None;
+        if headers.is_empty() {
+            // The answer begins with its first message: a call that fails before has a status and no
+            // more.
+            first = match self.next().await {
+                Some(Err(failed)) if failed.code() != Code::Ok => return Err(failed),
+                first => first,
+            };
+        }
+        let ends = first.as_ref().is_some_and(Result::is_err);
+        let rest = stream::unfold((!ends).then_some(self), |incoming| async move {
+            let mut incoming = incoming?;
+            let next = incoming.next().await?;
+            let goes_on = next.is_ok().then_some(incoming);
+            Some((next, goes_on))
+        });
+        Ok(answered(&headers, stream::iter(first).chain(rest).boxed()))
+    }
+
+    /// The next message; the end, if it is a bad one or has trailers.
+    async fn next(&mut self) -> Option<Result<Bytes, Status>> {
+        let next = self.replies.next().await;
+        match next {
+            Some(Ok(message)) => {
+                self.or_empty = false;
+                Some(Ok(message))
+            }
+            // It was taken back because its requests were wrong.
+            Some(Err(failed)) => Some(Err(match self.broken() {
+                Some(broken) => broken,
+                None => ended(failed, self.replies.trailers()),
+            })),
+            None if std::mem::take(&mut self.or_empty) => Some(Ok(Bytes::new())),
+            None => end(self.replies.trailers()),
+        }
+    }
+
+    fn broken(&mut self) -> Option<Status> {
+        self.sending.as_mut()?.broken.try_recv().ok()
+    }
 }
 
 fn answered(headers: &Metadata, parts: Replies) -> Response<Replies> {

@@ -99,6 +99,14 @@ def streams():
     assert fails(lambda: list(call)).code() == grpc.StatusCode.CANCELLED
 
 
+def requests():
+    words = [Data(data=word) for word in (b"one", b"two", b"three")]
+    assert stub("Gather", takes="stream")(iter(words), timeout=TIMEOUT_S).data == b"one two three"
+    assert stub("Gather", takes="stream")(iter([]), timeout=TIMEOUT_S).data == b""
+    replies = stub("Chat", takes="stream", gives="stream")(iter(words * 300), timeout=TIMEOUT_S)
+    assert [reply.data for reply in replies] == [word.data for word in words] * 300
+
+
 def deadline():
     # grpcio itself rounds longer ones up to a tenth of a second.
     left = float(stub("Remaining")(Data(), timeout=9).data)
@@ -125,7 +133,7 @@ def unknown():
     assert f"did you mean `{NAME}`?" in error.details(), error.details()
 
 
-tests = {t.__name__: t for t in (reflection, health, codes, messages, streams, deadline, cancel, unknown)}
+tests = {t.__name__: t for t in (reflection, health, codes, messages, streams, requests, deadline, cancel, unknown)}
 for name in sys.argv[2:] or tests:
     tests[name]()
     print(name, "passed", flush=True)
