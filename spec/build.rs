@@ -1,4 +1,7 @@
-//! Compiles every `proto/zex/*.proto` with protox, so that nobody has to install protoc.
+//! Compiles every `.proto` in `proto/zex` and below with protox, so that nobody has to install protoc.
+//!
+//! What the mesh itself answers and what the gateway does are two sets of descriptors: who asks a
+//! service what it offers is told of that alone.
 
 use std::path::PathBuf;
 
@@ -6,13 +9,20 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let mut files: Vec<PathBuf> = std::fs::read_dir("proto/zex")?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<std::io::Result<_>>()?;
-    files.sort();
-    let descriptors = protox::compile(&files, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    prost_build::Config::new().compile_fds(descriptors)?;
+    let (mesh, gateway) = (files("proto/zex")?, files("proto/zex/v1")?);
+    for (name, files) in [("descriptors.bin", &mesh), ("descriptors-v1.bin", &gateway)] {
+        std::fs::write(out.join(name), protox::compile(files, ["proto"])?.encode_to_vec())?;
+    }
+    let all = protox::compile(mesh.iter().chain(&gateway), ["proto"])?;
+    prost_build::Config::new().compile_fds(all)?;
     Ok(())
+}
+
+fn files(folder: &str) -> std::io::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
+    let mut files: Vec<PathBuf> = entries.collect::<std::io::Result<_>>()?;
+    files.retain(|file| file.extension().is_some_and(|end| end == "proto"));
+    files.sort();
+    Ok(files)
 }

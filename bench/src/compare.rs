@@ -13,8 +13,7 @@ use crate::load::{Load, Outcome};
 use crate::variant::{Programs, Variant, beside};
 
 /// Where the table stands in a page.
-const BEGIN: &str = "<!-- bench: begin -->";
-const END: &str = "<!-- bench: end -->";
+const MARKS: [&str; 2] = ["<!-- bench: begin -->", "<!-- bench: end -->"];
 /// A short run: whether everything works, not how fast it is.
 const QUICK_RUN_MS: u64 = 300;
 const QUICK_WARM_UP_MS: u64 = 100;
@@ -76,7 +75,7 @@ type Outcomes = BTreeMap<(usize, Variant), Vec<Outcome>>;
 pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
     if let Some(page) = &args.page {
         // Not after ten minutes.
-        between(&std::fs::read_to_string(page)?, "", page)?;
+        write_into(page, MARKS, None)?;
     }
     let zex = args.zex.clone().map_or_else(|| beside("zex"), Ok)?;
     let programs = Programs { zex, nats: args.nats_server.clone() };
@@ -100,11 +99,10 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
     if !measured.wrong.is_empty() {
         bail!("the table is not whole: {}", measured.wrong.join("; "));
     }
-    if let Some(page) = &args.page {
-        let text = between(&std::fs::read_to_string(page)?, &table, page)?;
-        std::fs::write(page, text).with_context(|| page.display().to_string())?;
+    match &args.page {
+        Some(page) => write_into(page, MARKS, Some(&table)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// What all rounds have shown.
@@ -235,7 +233,7 @@ fn cpu_table(variants: &[Variant], loads: &[(u16, u32)], outcomes: &Outcomes) ->
     text
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
     let (low, high) = (values.len().saturating_sub(1) / 2, values.len() / 2);
@@ -244,7 +242,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// 12345.6 as `12,346`.
-fn thousands(number: f64) -> String {
+pub(crate) fn thousands(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -256,16 +254,24 @@ fn thousands(number: f64) -> String {
     text
 }
 
+/// Writes a table into a page between its marks; without one, only looks whether they are there.
+pub(crate) fn write_into(page: &Path, marks: [&str; 2], table: Option<&str>) -> anyhow::Result<()> {
+    let name = || page.display().to_string();
+    let text = std::fs::read_to_string(page).with_context(name)?;
+    let [begin, end] = marks;
+    let new = between(&text, marks, table.unwrap_or_default());
+    let new = new.with_context(|| format!("{} has no lines {begin} and {end}", name()))?;
+    match table {
+        Some(_) => std::fs::write(page, new).with_context(name),
+        None => Ok(()),
+    }
+}
+
 /// The page with a new table between its marks.
-fn between(page: &str, table: &str, path: &Path) -> anyhow::Result<String> {
-    let marks = page.split_once(BEGIN).and_then(|(before, rest)| {
-        let (_, after) = rest.split_once(END)?;
-        Some((before, after))
-    });
-    let Some((before, after)) = marks else {
-        bail!("{} has no lines {BEGIN} and {END} for the table", path.display());
-    };
-    Ok(format!("{before}{BEGIN}\n{table}{END}{after}"))
+fn between(page: &str, [begin, end]: [&str; 2], table: &str) -> Option<String> {
+    let (before, rest) = page.split_once(begin)?;
+    let (_, after) = rest.split_once(end)?;
+    Some(format!("{before}{begin}\n{table}{end}{after}"))
 }
 
 #[cfg(test)]
@@ -289,11 +295,13 @@ mod tests {
 
     #[test]
     fn the_table_stands_between_its_marks_and_nothing_else_changes() {
-        let page = format!("a\n{BEGIN}\nold\n{END}\nb\n");
-        let new = between(&page, "new\n", Path::new("page")).unwrap();
-        assert_eq!(new, format!("a\n{BEGIN}\nnew\n{END}\nb\n"));
-        assert_eq!(between(&new, "new\n", Path::new("page")).unwrap(), new);
-        assert!(between("a", "new", Path::new("page")).is_err());
+        let [begin, end] = MARKS;
+        let page = format!("a\n{begin}\nold\n{end}\nb\n");
+        let new = between(&page, MARKS, "new\n").unwrap();
+        assert_eq!(new, format!("a\n{begin}\nnew\n{end}\nb\n"));
+        assert_eq!(between(&new, MARKS, "new\n").unwrap(), new);
+        assert!(between("a", MARKS, "new").is_none());
+        assert!(between(&page, ["<!-- x -->", end], "new").is_none());
     }
 
     #[test]

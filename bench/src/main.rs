@@ -9,11 +9,14 @@
 //!                               └─ zex …    the real binary
 //! ```
 //!
+//! - [`door`]: gRPC calls through the front door, beside nginx.
+//! - [`steps`]: durable steps of pipelines, beside the disk, Celery and RabbitMQ.
 //! - [`load`]: the closed loop, and what is counted. [`process`]: processes and their CPU time.
 //! - [`pick`]: what a pick costs in `core::mesh`, and what a worker weighs.
 
 mod compare;
 mod dialect;
+mod door;
 mod ends;
 mod load;
 mod nats;
@@ -21,6 +24,7 @@ mod pick;
 mod process;
 mod roles;
 mod sockets;
+mod steps;
 mod variant;
 
 use std::path::PathBuf;
@@ -47,6 +51,11 @@ enum Commands {
     Run(RunArgs),
     Ends(EndsArgs),
     Pick(pick::PickArgs),
+    Door(door::DoorArgs),
+    /// The gRPC service behind the front door; started by the others
+    #[command(hide = true)]
+    GrpcEcho,
+    Steps(steps::StepsArgs),
     /// One hop of a raw chain; started by the others
     #[command(hide = true)]
     Role(roles::RoleArgs),
@@ -94,6 +103,9 @@ fn run(command: Commands) -> anyhow::Result<()> {
     let outcome = match command {
         Commands::Compare(args) => return compare::run(&args),
         Commands::Pick(args) => return pick::run(&args),
+        Commands::Door(args) => return door::run(&args),
+        Commands::GrpcEcho => return door::echo(),
+        Commands::Steps(args) => return steps::run(&args),
         Commands::Role(args) => return roles::run(&args),
         Commands::Run(args) => {
             let zex = args.zex.map_or_else(|| beside("zex"), Ok)?;

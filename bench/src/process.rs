@@ -13,6 +13,8 @@ use crate::load::Window;
 
 /// How long a process may take until it says that it is ready.
 const READY: Duration = Duration::from_secs(30);
+/// How often it is looked whether one has ended.
+const LOOK: Duration = Duration::from_millis(20);
 /// Ticks in a second of CPU time in `/proc`: 100 on every Linux that Rust runs on.
 const TICKS_PER_S: f64 = 100.0;
 
@@ -44,6 +46,23 @@ impl Process {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Asks it to stop (SIGTERM) and waits until it has.
+    pub(crate) fn stop(&mut self, within: Duration) -> anyhow::Result<()> {
+        let sent = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status();
+        anyhow::ensure!(sent.context("cannot run kill")?.success(), "it has ended by itself");
+        let until = Instant::now() + within;
+        while self.runs() {
+            anyhow::ensure!(Instant::now() < until, "it still runs {within:?} after SIGTERM");
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
     }
 }
 
@@ -96,12 +115,49 @@ impl Roles {
 
 /// Seconds of CPU, of user and system, that a process has spent since its start.
 fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
-    let path = format!("/proc/{pid}/stat");
-    let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-    // The name in brackets may hold anything; behind it the fields are counted from the third.
-    let fields = text.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
-    let ticks = |at: usize| fields.split_whitespace().nth(at).and_then(|text| text.parse().ok());
-    let (user, system): (Option<u64>, Option<u64>) = (ticks(11), ticks(12));
-    let (user, system) = user.zip(system).with_context(|| format!("{path} is not as expected"))?;
-    Ok((user + system) as f64 / TICKS_PER_S)
+    Ok(Stat::read(pid)?.seconds)
+}
+
+/// Seconds of CPU that this process has spent, with all processes below it.
+pub(crate) fn cpu_of_all() -> anyhow::Result<f64> {
+    let names =
+        std::fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let pids = names.filter_map(|name| name.parse::<u32>().ok());
+    // One that ends while it is looked at is left out.
+    let stats: BTreeMap<u32, Stat> =
+        pids.filter_map(|pid| Some((pid, Stat::read(pid).ok()?))).collect();
+    let own = std::process::id();
+    let below = |mut pid: u32| {
+        while pid != own {
+            match stats.get(&pid) {
+                Some(stat) => pid = stat.parent,
+                None => return false,
+            }
+        }
+        true
+    };
+    Ok(stats.iter().filter(|(pid, _)| below(**pid)).map(|(_, stat)| stat.seconds).sum())
+}
+
+/// What `/proc` says of a process.
+struct Stat {
+    parent: u32,
+    seconds: f64,
+}
+
+impl Stat {
+    fn read(pid: u32) -> anyhow::Result<Self> {
+        let path = format!("/proc/{pid}/stat");
+        let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+        // The name in brackets may hold anything; behind it the fields are counted from the third.
+        let fields = text.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
+        let field =
+            |at: usize| fields.split_whitespace().nth(at).and_then(|text| text.parse().ok());
+        let (parent, user, system): (Option<u64>, Option<u64>, Option<u64>) =
+            (field(1), field(11), field(12));
+        let (user, system) =
+            user.zip(system).with_context(|| format!("{path} is not as expected"))?;
+        let parent = parent.and_then(|parent| u32::try_from(parent).ok()).unwrap_or(0);
+        Ok(Self { parent, seconds: (user + system) as f64 / TICKS_PER_S })
+    }
 }

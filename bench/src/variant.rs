@@ -98,7 +98,7 @@ fn role(kind: &str, frames: &str, more: &[&str]) -> anyhow::Result<Process> {
     Process::start(command)
 }
 
-fn text(ready: &Value, name: &str) -> anyhow::Result<String> {
+pub(crate) fn text(ready: &Value, name: &str) -> anyhow::Result<String> {
     let text = ready[name].as_str();
     Ok(text.with_context(|| format!("a ready line without {name}: {ready}"))?.to_owned())
 }
@@ -151,7 +151,7 @@ impl Mesh {
             ("ZEX_WORKER_PIPE_BROKER_PORT", &f),
         ];
         let start = |args: &[&str]| -> anyhow::Result<Process> {
-            let mut command = zex(programs, args);
+            let mut command = zex(&programs.zex, args);
             command.arg("--json").envs(at);
             Process::start(command)
         };
@@ -181,7 +181,8 @@ impl Mesh {
     /// All in one process.
     fn up(programs: &Programs) -> anyhow::Result<Self> {
         let data = tempfile::tempdir()?;
-        let mut command = zex(programs, &["up", "--brokers", "1", "--port-base", "0", "--json"]);
+        let mut command =
+            zex(&programs.zex, &["up", "--brokers", "1", "--port-base", "0", "--json"]);
         command.arg("--data").arg(data.path());
         let process = Process::start(command)?;
         let ready = process.json()?;
@@ -203,7 +204,7 @@ impl Mesh {
 
     fn by_sdk(&self, load: &Load, programs: &Programs) -> anyhow::Result<Outcome> {
         let seconds = |ms: u64| format!("{}", ms as f64 / 1_000.0);
-        let mut command = zex(programs, &["bench", "--json", "--in-pipe", &self.in_pipe]);
+        let mut command = zex(&programs.zex, &["bench", "--json", "--in-pipe", &self.in_pipe]);
         command.args(["--worker-pipe", &self.worker_pipe]);
         command.args(["--clients", &load.clients.to_string()]);
         command.args(["--in-flight", &load.in_flight.to_string()]);
@@ -222,8 +223,8 @@ impl Mesh {
 }
 
 /// `zex` with nothing of the environment that could change what it does.
-fn zex(programs: &Programs, args: &[impl AsRef<OsStr>]) -> Command {
-    let mut command = Command::new(&programs.zex);
+pub(crate) fn zex(program: &Path, args: &[impl AsRef<OsStr>]) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
         if name.starts_with("ZEX_") || name.contains("PIPE_") || name == "LOG_LEVEL" {

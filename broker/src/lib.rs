@@ -13,25 +13,32 @@
 
 mod local;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use zex_core::Time;
+pub use zex_core::mesh::ViewAge;
 use zex_core::mesh::{Action, Event, Link, Mesh, Settings, Stats};
 use zex_plumbing::{
     Clock, Context, FusedPipe, Handle, Mailbox, Sent, Socket, epoch_now, mailbox, wait,
 };
-use zex_spec::{BrokerId, Incarnation, Malformed};
+use zex_spec::{BrokerId, Incarnation, Malformed, Steer};
 
 pub use local::{LocalEndpoints, LocalMesh};
 
 /// Messages taken from one socket before the next gets its turn: long enough to send answers in
 /// bursts, short enough that beats are not kept waiting.
 const BURST_MESSAGES: usize = 256;
+/// A pipe that says nothing for so long is connected to anew, ms. Six beats: the connection has been
+/// cut in its middle, and where something was underway TCP itself would try for a quarter of an hour.
+const SILENT_MS: u64 = 3_000;
 /// Commands that may wait; there are two and they are rare.
 const COMMANDS: usize = 16;
+/// How often the age of the view is published, ms: it takes some dozens of sums, the other gauges one
+/// store each.
+const VIEW_AGE_MS: u64 = 500;
 /// Malformed messages are counted, and spoken of at most once in so many milliseconds.
 const COMPLAINT_MS: u64 = 1_000;
 /// What goes on until a person does something is spoken of at most once in so much time.
@@ -75,6 +82,7 @@ struct Gauges {
     malformed: AtomicU64,
     dropped: AtomicU64,
     drift: AtomicU64,
+    view_age: Mutex<ViewAge>,
 }
 
 /// What a broker has counted so far.
@@ -88,6 +96,8 @@ pub struct BrokerStats {
     pub dropped: u64,
     /// Assignments that a heartbeat had to correct.
     pub drift: u64,
+    /// How old its view of the other brokers' shares was when picks used it, lately.
+    pub view_age: ViewAge,
 }
 
 enum Command {
@@ -157,6 +167,7 @@ impl Broker {
             malformed: read(&self.gauges.malformed),
             dropped: read(&self.gauges.dropped),
             drift: read(&self.gauges.drift),
+            view_age: *self.gauges.view_age.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
 
@@ -202,14 +213,39 @@ enum Way {
     Fused(Box<FusedPipe>),
 }
 
+/// How long a pipe has said nothing. In and worker pipes answer every beat, state pipes echo it: what
+/// others say there does not show that we are heard.
+#[derive(Clone, Copy)]
+struct Silence {
+    from: Time,
+}
+
+impl Silence {
+    fn since(now: Time) -> Self {
+        Self { from: now }
+    }
+
+    /// Whether it is time to connect anew; not again before as much time has passed.
+    fn is_too_long(&mut self, now: Time) -> bool {
+        let is = now.since(self.from) >= Duration::from_millis(SILENT_MS);
+        if is {
+            self.from = now;
+        }
+        is
+    }
+}
+
 /// The thread's own.
 struct Driver {
+    id: BrokerId,
     name: String,
     clock: Clock,
     /// Read once a turn: a burst takes less than a millisecond.
     now: Time,
     mesh: Mesh,
     links: Vec<(Link, Way)>,
+    /// By number of the link, and behind them by number of the state pipe: since when each is silent.
+    silences: Vec<Silence>,
     /// To the state pipes, and from them.
     told: Vec<Socket>,
     heard: Vec<Socket>,
@@ -218,6 +254,8 @@ struct Driver {
     malformed: u64,
     complained: Option<Instant>,
     warned: Warned,
+    /// When the age of the view was last published.
+    viewed: Time,
     drained: bool,
 }
 
@@ -250,7 +288,7 @@ impl Driver {
         };
         let ins = (0..bounds.in_links).map(Link::In).zip(ins);
         let workers = (0..bounds.worker_links).map(Link::Worker).zip(workers);
-        let links = ins.chain(workers).collect();
+        let links: Vec<_> = ins.chain(workers).collect();
         let (mut told, mut heard) = (Vec::new(), Vec::new());
         for (listens, publishes) in &settings.state_pipes {
             told.push(context.dealer_for_broker(id, listens)?);
@@ -260,10 +298,12 @@ impl Driver {
         let now = clock.now();
         let mesh = Mesh::new(now, bounds, id, settings.name.clone());
         Ok(Self {
+            id,
             name: settings.name,
             clock,
             now,
             mesh,
+            silences: vec![Silence::since(now); links.len() + heard.len()],
             links,
             told,
             heard,
@@ -272,6 +312,7 @@ impl Driver {
             malformed: 0,
             complained: None,
             warned: Warned::default(),
+            viewed: now,
             drained: false,
         })
     }
@@ -291,6 +332,7 @@ impl Driver {
                 break;
             }
             let mut busy = self.take_in();
+            self.renew_silent();
             if self.mesh.poll_timeout().is_some_and(|at| at <= self.now) {
                 self.step(Event::Tick);
             }
@@ -347,14 +389,21 @@ impl Driver {
                     Err(error) => self.complain(&error),
                 }
                 busy = true;
+                self.silences[at] = Silence::since(self.now);
             }
             // Together: libzmq's thread is woken once for all of it and writes full segments.
             self.act();
         }
+        let links = self.links.len();
         for at in 0..self.heard.len() {
             for _ in 0..BURST_MESSAGES {
                 match self.heard[at].recv_packet() {
-                    Ok(Some(packet)) => self.step(Event::FromState(packet)),
+                    Ok(Some(packet)) => {
+                        if packet.steer == Steer::Owner(self.id) {
+                            self.silences[links + at] = Silence::since(self.now);
+                        }
+                        self.step(Event::FromState(packet));
+                    }
                     Ok(None) => break,
                     Err(error) => self.complain(&error),
                 }
@@ -362,6 +411,24 @@ impl Driver {
             }
         }
         busy
+    }
+
+    /// Connects anew to pipes of which nothing has been heard for too long.
+    fn renew_silent(&mut self) {
+        let (links, states) = self.silences.split_at_mut(self.links.len());
+        for ((_, way), silence) in self.links.iter().zip(links) {
+            if let Way::Dealer(socket) = way
+                && silence.is_too_long(self.now)
+            {
+                renew(socket);
+            }
+        }
+        for ((told, heard), silence) in self.told.iter().zip(&self.heard).zip(states) {
+            if silence.is_too_long(self.now) {
+                renew(told);
+                renew(heard);
+            }
+        }
     }
 
     fn step(&mut self, event: Event) {
@@ -393,6 +460,7 @@ impl Driver {
                     for socket in &self.told {
                         // Lost shares leave a gap in the sequence, and a gap asks again.
                         let _ = socket.send(first.clone(), rest.clone());
+                        socket.discard();
                     }
                 }
                 Action::Drained => self.drained = true,
@@ -409,6 +477,11 @@ impl Driver {
         self.gauges.malformed.store(self.malformed, Ordering::Relaxed);
         self.gauges.dropped.store(stats.dropped, Ordering::Relaxed);
         self.gauges.drift.store(stats.drift, Ordering::Relaxed);
+        if self.now.since(self.viewed) >= Duration::from_millis(VIEW_AGE_MS) {
+            self.viewed = self.now;
+            let age = self.mesh.view_age();
+            *self.gauges.view_age.lock().unwrap_or_else(PoisonError::into_inner) = age;
+        }
     }
 
     /// Says what is wrong with the mesh around it, at most once a while.
@@ -459,6 +532,12 @@ fn ways(
         ways.push(Way::Fused(Box::new(pipe)));
     }
     Ok(ways)
+}
+
+fn renew(socket: &Socket) {
+    if let Err(error) = socket.reconnect() {
+        tracing::warn!(%error, "cannot connect anew");
+    }
 }
 
 /// A number that strangers cannot guess, for the hash tables.

@@ -60,7 +60,7 @@ pub struct LocalMesh {
     context: Context,
     at: LocalEndpoints,
     /// Those with a thread of their own.
-    pipes: Vec<Pipe>,
+    pipes: Vec<(&'static str, Pipe)>,
     brokers: Vec<(String, Broker)>,
 }
 
@@ -94,7 +94,7 @@ impl LocalMesh {
         let state_pipe = Pipe::start_state(&context, &state_pipe)?;
         at.state_pipe = state_pipe.front_endpoint().to_owned();
         at.state_pipe_publish = state_pipe.back_endpoint().to_owned();
-        let (mut pipes, mut fused) = (vec![state_pipe], None);
+        let (mut pipes, mut fused) = (vec![("state", state_pipe)], None);
         if brokers == 1 {
             let in_pipe = FusedPipe::in_pipe(&context, &in_pipe)?;
             let worker_pipe = FusedPipe::worker_pipe(&context, &worker_pipe)?;
@@ -114,7 +114,7 @@ impl LocalMesh {
             at.worker_pipe_brokers = worker_pipe.back_endpoint().to_owned();
             at.ez_clients = in_pipe.ez_endpoint().map(str::to_owned);
             at.ez_workers = worker_pipe.ez_endpoint().map(str::to_owned);
-            pipes.extend([in_pipe, worker_pipe]);
+            pipes.extend([("in", in_pipe), ("worker", worker_pipe)]);
         }
         let mut mesh = Self { context, at, pipes, brokers: Vec::new() };
         match fused {
@@ -186,9 +186,14 @@ impl LocalMesh {
         &self.brokers
     }
 
+    /// Its pipes that have a thread of their own, each with its kind.
+    pub fn pipes(&self) -> &[(&'static str, Pipe)] {
+        &self.pipes
+    }
+
     /// Whether every pipe and every broker lives.
     pub fn is_running(&self) -> bool {
-        self.pipes.iter().all(Pipe::is_running)
+        self.pipes.iter().all(|(_, pipe)| pipe.is_running())
             && self.brokers.iter().all(|(_, broker)| broker.is_running())
     }
 

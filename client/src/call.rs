@@ -1,10 +1,13 @@
 //! What a caller says of a call before it is made.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
 use zex_core::Time;
 use zex_core::session::client::NewCall;
+use zex_plumbing::{Chain, Subject, Underway};
 use zex_spec::{DEFAULT_PRIORITY, Key, Metadata, Options, Status};
 
 use crate::keys::random_key;
@@ -44,6 +47,8 @@ pub struct Call {
     options: Options,
     priority: u8,
     metadata: Metadata,
+    part_of: Option<Arc<str>>,
+    pub(crate) left: Option<Arc<AtomicBool>>,
 }
 
 impl Call {
@@ -62,6 +67,8 @@ impl Call {
             options: Options::default(),
             priority: DEFAULT_PRIORITY,
             metadata: Metadata::EMPTY,
+            part_of: None,
+            left: None,
         }
     }
 
@@ -69,6 +76,13 @@ impl Call {
     /// is random.
     pub fn key(mut self, key: Key) -> Self {
         self.key = Some(key);
+        self
+    }
+
+    /// Once this turns true, dropping the call before its reply leaves it alone instead of taking
+    /// it back: somebody else makes the same call, by its key, and wants its reply.
+    pub fn left_when(mut self, left: Arc<AtomicBool>) -> Self {
+        self.left = Some(left);
         self
     }
 
@@ -103,6 +117,12 @@ impl Call {
         self
     }
 
+    /// What it is a part of, for [`crate::Middleware`].
+    pub fn part_of(mut self, whole: impl Into<Arc<str>>) -> Self {
+        self.part_of = Some(whole.into());
+        self
+    }
+
     fn option(mut self, option: Options, yes: bool) -> Self {
         self.options =
             if yes { self.options.with(option) } else { Options(self.options.0 & !option.0) };
@@ -113,6 +133,26 @@ impl Call {
     pub(crate) fn without_body(mut self) -> Self {
         self.body = Bytes::new();
         self
+    }
+
+    /// Begins it for what stands around calls.
+    ///
+    /// # Errors
+    /// What it was refused with.
+    pub(crate) fn begin(&mut self, chain: &Chain) -> Result<Underway, Status> {
+        if chain.is_empty() {
+            return Ok(Underway::default());
+        }
+        let subject = Subject {
+            service: self.service.clone(),
+            method: self.method.clone(),
+            key: *self.key.get_or_insert_with(random_key),
+            metadata: std::mem::take(&mut self.metadata),
+            part_of: self.part_of.take(),
+        };
+        let (metadata, underway) = chain.begin(subject)?;
+        self.metadata = metadata;
+        Ok(underway)
     }
 
     /// The call as the session takes it.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use zex_core::session::client::{Limits, NewCall};
-use zex_plumbing::{Clock, Context, Handle, mailbox, new_peer_id};
+use zex_plumbing::{Chain, Clock, Context, Handle, mailbox, new_peer_id};
 use zex_spec::{Code, Key, Options, Status};
 
 use crate::call::{Answer, Call};
@@ -26,6 +26,8 @@ pub struct ClientOptions {
     pub limits: Limits,
     /// The sockets' context; its own if there is none. Programs with several roles share one.
     pub context: Option<Context>,
+    /// What stands around its calls.
+    pub middleware: Chain,
 }
 
 /// Why a client cannot be made.
@@ -54,6 +56,7 @@ pub(crate) struct Shared {
     commands: Handle<Command>,
     pub(crate) door: Arc<Door>,
     clock: Clock,
+    middleware: Chain,
 }
 
 /// The mailbox's bound, where callers can wait for it.
@@ -63,7 +66,7 @@ pub(crate) struct Door {
     /// Cancels that found no place. They are made where nobody can wait (in `drop`), so they are
     /// put here; at most one for each waiting call.
     any_lost: AtomicBool,
-    lost: Mutex<Vec<Key>>,
+    lost: Mutex<Vec<Command>>,
 }
 
 impl Door {
@@ -72,13 +75,13 @@ impl Door {
         Self { room: Semaphore::new(places), any_lost, lost }
     }
 
-    fn put_lost(&self, key: Key) {
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(key);
+    fn put_lost(&self, command: Command) {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(command);
         self.any_lost.store(true, Ordering::Release);
     }
 
     /// Takes the cancels that found no place; costs one load when there are none.
-    pub(crate) fn take_lost(&self) -> Vec<Key> {
+    pub(crate) fn take_lost(&self) -> Vec<Command> {
         if !self.any_lost.load(Ordering::Acquire) {
             return Vec::new();
         }
@@ -103,6 +106,7 @@ struct Waiting<'a> {
     key: Key,
     reply: oneshot::Receiver<Answer>,
     ended: bool,
+    left: Option<Arc<AtomicBool>>,
 }
 
 impl Drop for Waiting<'_> {
@@ -110,7 +114,8 @@ impl Drop for Waiting<'_> {
         if !self.ended {
             // Closed first: a call that is still in the mailbox is then not begun.
             self.reply.close();
-            self.shared.cancel(self.key);
+            let left = self.left.as_ref().is_some_and(|left| left.load(Ordering::Relaxed));
+            self.shared.let_go(if left { Command::Forget } else { Command::Cancel }, self.key);
         }
     }
 }
@@ -145,7 +150,8 @@ impl Client {
                 drop(context);
             })
             .map_err(ClientError::Thread)?;
-        Ok(Self { shared: Arc::new(Shared { commands, door, clock }) })
+        let middleware = options.middleware;
+        Ok(Self { shared: Arc::new(Shared { commands, door, clock, middleware }) })
     }
 
     /// Makes a call with one reply. Dropping the future takes the call back.
@@ -157,14 +163,25 @@ impl Client {
     }
 
     /// The same, with the metadata of the answer, which an error may have, too.
-    pub async fn unary_answer(&self, call: Call) -> Answer {
+    pub async fn unary_answer(&self, mut call: Call) -> Answer {
+        let mut underway = match call.begin(&self.shared.middleware) {
+            Ok(underway) => underway,
+            Err(status) => return Err(status).into(),
+        };
+        let answer = self.answer(call).await;
+        underway.end(answer.outcome.as_ref().map(|_| ()));
+        answer
+    }
+
+    async fn answer(&self, call: Call) -> Answer {
+        let left = call.left.clone();
         let call = call.start(self.shared.clock.now(), Options::default());
         let (sender, reply) = oneshot::channel();
         let key = call.key;
         if let Err(status) = self.shared.call(call, Waiter::unary(sender)).await {
             return Err(status).into();
         }
-        let mut waiting = Waiting { shared: &self.shared, key, reply, ended: false };
+        let mut waiting = Waiting { shared: &self.shared, key, reply, ended: false, left };
         let answer = (&mut waiting.reply).await;
         waiting.ended = true;
         answer.unwrap_or_else(|_| Err(thread_gone()).into())
@@ -175,12 +192,13 @@ impl Client {
     ///
     /// # Errors
     /// `UNAVAILABLE` if the client's thread has ended.
-    pub async fn server_stream(&self, call: Call) -> Result<Replies, Status> {
+    pub async fn server_stream(&self, mut call: Call) -> Result<Replies, Status> {
+        let underway = call.begin(&self.shared.middleware)?;
         let call = call.start(self.shared.clock.now(), Options::STREAM);
         let (sender, receiver) = mpsc::channel(MAX_PARTS);
         let key = call.key;
         self.shared.call(call, Waiter::Stream(sender, None)).await?;
-        Ok(Replies::new(Arc::clone(&self.shared), key, receiver))
+        Ok(Replies::new(Arc::clone(&self.shared), key, receiver, underway))
     }
 
     /// Makes a call with a stream of requests, whose answer is a stream, too: of one reply
@@ -193,14 +211,15 @@ impl Client {
     ///
     /// # Errors
     /// `UNAVAILABLE` if the client's thread has ended.
-    pub async fn stream(&self, call: Call) -> Result<(Requests, Replies), Status> {
+    pub async fn stream(&self, mut call: Call) -> Result<(Requests, Replies), Status> {
         let kind = Options::STREAM.with(Options::REQUESTS);
+        let underway = call.begin(&self.shared.middleware)?;
         let call = call.without_body().start(self.shared.clock.now(), kind);
         let (sender, receiver) = mpsc::channel(MAX_PARTS);
         let (key, room) = (call.key, Requests::new_room());
         self.shared.call(call, Waiter::Stream(sender, Some(Arc::clone(&room)))).await?;
         let requests = Requests::new(Arc::clone(&self.shared), key, room);
-        Ok((requests, Replies::new(Arc::clone(&self.shared), key, receiver)))
+        Ok((requests, Replies::new(Arc::clone(&self.shared), key, receiver, underway)))
     }
 
     /// Whether its thread runs. It ends before its client only if libzmq fails.
@@ -257,13 +276,17 @@ impl Shared {
 
     /// Takes a call back, from where nobody can wait.
     pub(crate) fn cancel(&self, key: Key) {
+        self.let_go(Command::Cancel, key);
+    }
+
+    fn let_go(&self, how: fn(Key) -> Command, key: Key) {
         match self.door.room.try_acquire() {
             Ok(place) => {
                 // A thread that has ended has nothing to take back.
-                let _ = self.put(place, Command::Cancel(key));
+                let _ = self.put(place, how(key));
             }
             // The mailbox is full, so the thread is awake and looks here, too.
-            Err(_) => self.door.put_lost(key),
+            Err(_) => self.door.put_lost(how(key)),
         }
     }
 }
@@ -294,7 +317,8 @@ mod tests {
 
     fn shared(places: usize) -> (Shared, zex_plumbing::Mailbox<Command>) {
         let (commands, mailbox) = mailbox(places).unwrap();
-        let shared = Shared { commands, door: Arc::new(Door::new(places)), clock: Clock::new() };
+        let (door, middleware) = (Arc::new(Door::new(places)), Chain::default());
+        let shared = Shared { commands, door, clock: Clock::new(), middleware };
         (shared, mailbox)
     }
 
@@ -311,7 +335,9 @@ mod tests {
         assert_eq!(wakes.0.load(Ordering::Relaxed), 0, "it spins");
         // A cancel from where nobody can wait is not lost.
         shared.cancel(Key([3; 16]));
-        assert_eq!(shared.door.take_lost(), [Key([3; 16])]);
+        assert!(
+            matches!(&shared.door.take_lost()[..], [Command::Cancel(key)] if *key == Key([3; 16]))
+        );
         assert!(mailbox.try_recv().is_some());
         shared.door.taken(1);
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);

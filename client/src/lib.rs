@@ -11,6 +11,7 @@
 //! - [`Replies`]: a stream of replies; credit flows as it is read, dropping it cancels.
 //! - [`Requests`]: a stream of requests; sending waits for the worker, dropping it unfinished cancels.
 //! - [`Mesh`]: what the brokers say of themselves, and the descriptors of services.
+//! - [`Middleware`], [`Chain`]: what stands around every call, for metrics and the like.
 //! - [`ez`]: one request in the dialect of 2020.
 //!
 //! ```no_run
@@ -57,4 +58,5 @@ pub use mesh::Mesh;
 pub use replies::Replies;
 pub use requests::Requests;
 pub use zex_core::session::client::Limits;
+pub use zex_plumbing::{Chain, Middleware, Subject};
 pub use zex_spec::{Code, Key, Metadata, MetadataError, Status};

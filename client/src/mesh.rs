@@ -15,6 +15,9 @@ use crate::{Call, Client};
 /// is, the session gives such a question up after three seconds.
 const DEADLINE: Duration = Duration::from_secs(5);
 
+/// What stands between a service and the label of workers that serve it.
+const LABEL_SIGN: char = '@';
+
 /// Questions to the mesh itself; see [`Client::mesh`].
 pub struct Mesh<'a> {
     client: &'a Client,
@@ -30,6 +33,17 @@ impl<'a> Mesh<'a> {
     /// # Errors
     /// `UNAVAILABLE` without a ready broker; other statuses of the call.
     pub async fn services(&self) -> Result<ServiceList, Status> {
+        let mut list = self.served().await?;
+        list.services.retain(|service| !service.name.contains(LABEL_SIGN));
+        Ok(list)
+    }
+
+    /// Every name that a live worker serves: the services, and `pkg.Service@label` for those that
+    /// have a worker with a label.
+    ///
+    /// # Errors
+    /// As [`Mesh::services`].
+    pub async fn served(&self) -> Result<ServiceList, Status> {
         self.ask("Services", &ServicesRequest {}).await
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use zex_core::session::{BrokenStream, Messages};
+use zex_plumbing::Underway;
 use zex_spec::{Code, INITIAL_CREDIT_BYTES, Key, Metadata, Status, chunk_cost};
 
 use crate::client::{Shared, thread_gone};
@@ -33,10 +34,16 @@ pub struct Replies {
     /// What came while somebody waited for the headers.
     ahead: Option<Part>,
     ended: bool,
+    underway: Underway,
 }
 
 impl Replies {
-    pub(crate) fn new(shared: Arc<Shared>, key: Key, parts: mpsc::Receiver<Part>) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        key: Key,
+        parts: mpsc::Receiver<Part>,
+        underway: Underway,
+    ) -> Self {
         let messages = Messages::default();
         Self {
             shared,
@@ -48,6 +55,7 @@ impl Replies {
             trailers: Metadata::EMPTY,
             ahead: None,
             ended: false,
+            underway,
         }
     }
 
@@ -107,10 +115,11 @@ impl Replies {
                     self.messages.push(part);
                 }
                 Some(Part::End(Ok(last))) => {
-                    self.ended = true;
                     if let Err(broken) = self.messages.finish() {
-                        return Some(Err(broken_stream(broken)));
+                        return self.fail(broken_stream(broken));
                     }
+                    self.ended = true;
+                    self.underway.end(Ok(()));
                     // A worker may send its last message with the end.
                     return (!last.is_empty()).then_some(Ok(last));
                 }
@@ -141,6 +150,7 @@ impl Replies {
 
     fn fail(&mut self, status: Status) -> Option<Result<Bytes, Status>> {
         self.ended = true;
+        self.underway.end(Err(&status));
         Some(Err(status))
     }
 }

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Call(NewCall, Waiter),
     /// Take it back.
     Cancel(Key),
+    /// Nobody here waits for it any more; it is not taken back.
+    Forget(Key),
     /// A reader has taken chunks of this cost.
     Consumed(Key, u32),
     /// A request of a stream.
@@ -161,6 +163,7 @@ impl IoThread {
             match command {
                 Command::Call(call, waiter) => self.call(now, call, waiter),
                 Command::Cancel(key) => self.session.handle(now, Event::Cancel(key)),
+                Command::Forget(key) => self.session.handle(now, Event::Forget(key)),
                 Command::Consumed(key, cost) => {
                     self.session.handle(now, Event::Consumed(key, cost));
                 }
@@ -173,8 +176,13 @@ impl IoThread {
         if taken > 0 {
             self.door.taken(taken);
         }
-        for key in self.door.take_lost() {
-            self.session.handle(now, Event::Cancel(key));
+        for lost in self.door.take_lost() {
+            match lost {
+                Command::Forget(key) => self.session.handle(now, Event::Forget(key)),
+                Command::Cancel(key) => self.session.handle(now, Event::Cancel(key)),
+                // Whoever makes another command waits for a place.
+                _ => {}
+            }
         }
         taken > 0
     }

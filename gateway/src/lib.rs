@@ -9,12 +9,14 @@
 //! - [`Gateway`]: listens, answers, drains. [`Settings`]: where, and within which bounds.
 //! - `grpc`: how a call comes in and goes on, reflection of the whole mesh, its health.
 //!
-//! It is a client of the mesh like any other: it picks no worker and keeps nothing. Used by
+//! Calls can be recorded into pipelines instead of being made (`zex.v1.Pipelines`, `zex.v1.Zex`).
+//!
+//! It is a client of the mesh like any other: it picks no worker, and keeps nothing but recordings. Used by
 //! `zex gateway` and `zex up`.
 
 mod grpc;
 
 pub use grpc::{
-    DEFAULT_CONNECTIONS, DEFAULT_DEADLINE, DEFAULT_KEEPALIVE, DEFAULT_MAX_MESSAGE_BYTES,
-    DEFAULT_STREAMS, Gateway, GatewayError, Settings,
+    Adapters, DEFAULT_CONNECTIONS, DEFAULT_DEADLINE, DEFAULT_KEEPALIVE, DEFAULT_MAX_MESSAGE_BYTES,
+    DEFAULT_RECORDING_TIME, DEFAULT_RECORDINGS, DEFAULT_STREAMS, Gateway, GatewayError, Settings,
 };

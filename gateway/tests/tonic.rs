@@ -71,6 +71,17 @@ async fn a_generated_stub_calls_a_service_behind_an_adapter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_listed_as_soon_as_the_mesh_has_it() {
+    // At once after each start: whatever is known of the mesh by then, a list is not made of it.
+    for brokers in [1, 2, 3] {
+        let stage = Stage::start(brokers).await;
+        let (_server, _adapter) = users(&stage).await;
+        let listed = stage.listed().await;
+        assert!(listed.iter().any(|one| one == "example.v1.Users"), "{brokers}: {listed:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_status_comes_through_with_its_message_and_details() {
     let stage = Stage::start(1).await;
     let fails = handler(|request: zex_worker::Request, _| async move {

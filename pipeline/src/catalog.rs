@@ -7,6 +7,7 @@
 //! Filled by the scheduler, read by `plan`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use prost_reflect::ServiceDescriptor;
 use prost_reflect::{DescriptorError, DescriptorPool, MessageDescriptor, MethodDescriptor};
@@ -17,6 +18,8 @@ use crate::problem::suggest;
 #[derive(Debug, Clone, Default)]
 pub struct Catalog {
     services: BTreeMap<String, ServiceDescriptor>,
+    /// The pipelines that are stored, by their names, when that is known.
+    pipelines: Option<BTreeMap<String, Arc<str>>>,
 }
 
 /// A set of descriptors that cannot be used.
@@ -57,6 +60,21 @@ impl Catalog {
         Ok(())
     }
 
+    /// Adds a service whose descriptors are read already.
+    pub fn insert_known(&mut self, service: ServiceDescriptor) {
+        self.services.insert(service.full_name().to_owned(), service);
+    }
+
+    /// Sets which pipelines are stored, by their names. Until then steps may name any.
+    pub fn set_pipelines(&mut self, pipelines: BTreeMap<String, Arc<str>>) {
+        self.pipelines = Some(pipelines);
+    }
+
+    /// The pipelines that are stored, when that is known.
+    pub(crate) fn pipelines(&self) -> Option<&BTreeMap<String, Arc<str>>> {
+        self.pipelines.as_ref()
+    }
+
     /// A service by its full name.
     pub fn service(&self, name: &str) -> Option<&ServiceDescriptor> {
         self.services.get(name)
@@ -72,14 +90,19 @@ impl Catalog {
         self.services.values().find_map(|service| service.parent_pool().get_message_by_name(name))
     }
 
+    /// What to say of a service that was never there.
+    pub fn no_service(&self, service: &str) -> String {
+        let near = suggest(service, self.names());
+        format!(
+            "no service `{service}` was ever registered{near} (`zex adapter URL` brings in a gRPC \
+             service)"
+        )
+    }
+
     /// A method, or what to say when there is none.
     pub fn method(&self, service: &str, method: &str) -> Result<MethodDescriptor, String> {
         let Some(found) = self.services.get(service) else {
-            let near = suggest(service, self.names());
-            return Err(format!(
-                "no service `{service}` was ever registered{near} (`zex adapter URL` brings in a gRPC \
-                 service)"
-            ));
+            return Err(self.no_service(service));
         };
         let methods: Vec<_> = found.methods().collect();
         let named = methods.iter().find(|found| found.name() == method);

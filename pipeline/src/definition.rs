@@ -21,21 +21,31 @@
 //! This file checks what can be told from the text alone: fields, types, names.
 //! `plan` checks the rest against the services' descriptors.
 //!
-//! Parts: [`Definition`] and what it is made of · [`Input`], what a step sends ·
+//! Parts: [`Definition`] and what it is made of · `shape`, what a step sends ·
 //! `failure`, what it says of that · `fields`, which hands out the fields of a map and
 //! names those nobody asked for.
 
 use std::collections::BTreeSet;
 
-use minijinja::Value;
-
+use crate::artifact::{Artifact, artifact};
+use crate::begin::{Key, Start, key, start};
+use crate::change::{OnChange, on_change};
 use crate::document::{self, Content, Node};
-use crate::expression::{Expression, RESERVED_NAMES, Template, Text, is_name};
+use crate::expression::{Expression, RESERVED_NAMES, Template, is_name};
+use crate::extend::{self, Extends};
 use crate::failure::{Compensation, OnFailure, Retry, call, compensation, on_failure, retry};
+use crate::feed::stays_open;
 use crate::fields::Fields;
+use crate::hook::{Hook, hooks};
+use crate::label::{self, Wanted};
+use crate::limits::{Limits, Priority, limits, priority};
 use crate::nesting;
+pub use crate::own::Own;
 use crate::parameters::{Parameter, parameters};
-use crate::problem::{Place, Problem, Problems};
+use crate::problem::{Place, Problems};
+pub use crate::shape::{Input, Shape, ShapeContent};
+pub(crate) use crate::shape::{input, shape, shape_names};
+use crate::wait::{Poll, poll};
 
 /// The most steps a definition may have. Each step has state in the scheduler's
 /// memory for as long as the run lives; what grows with data belongs into `each`.
@@ -48,6 +58,10 @@ pub const PIPELINE_NAME_MAX_BYTES: usize = 128;
 pub const CONCURRENCY_DEFAULT: u32 = 16;
 /// The most items of one `each` that run at once: each holds its input in memory.
 pub const CONCURRENCY_MAX: u32 = 4096;
+/// The most items of a batch.
+pub const BATCH_MAX: u32 = 10_000;
+/// The most items of one `each` in calls at once, where they are put together in batches.
+pub const BATCHED_MAX: u32 = 1 << 16;
 /// How long an attempt of a call may take when nothing is said, in ms.
 pub const CALL_TIMEOUT_DEFAULT_MS: u64 = 60_000;
 /// How long a stream may take when nothing is said, in ms. A source is read only
@@ -71,6 +85,22 @@ pub struct Definition {
     pub timeout_ms: Option<u64>,
     /// How long the run may take in all, in ms, when the definition says so.
     pub deadline_ms: Option<u64>,
+    /// What it may take of the scheduler.
+    pub limits: Limits,
+    /// Its share where there is not enough for all.
+    pub priority: Priority,
+    /// When a run begins.
+    pub start: Start,
+    /// The key under which one run goes on at a time.
+    pub key: Option<Key>,
+    /// What a run gives when it has succeeded.
+    pub outputs: Option<Shape>,
+    /// Whom a run tells of its states.
+    pub hooks: Vec<Hook>,
+    /// How long a run is kept after its end, in ms, when the definition says so.
+    pub keep_ms: Option<u64>,
+    /// Its steps are added to runs of another pipeline; it has none of its own.
+    pub extends: Option<Extends>,
 }
 
 /// One step: a call, or one call for each of many items.
@@ -93,8 +123,12 @@ pub struct Step {
     pub when: Vec<(Expression, Place)>,
     /// Where its items come from, when it runs once for each of many.
     pub each: Option<(Each, Place)>,
-    /// How many items run at once.
+    /// How many items, or batches, run at once.
     pub concurrency: u32,
+    /// How many results of the step before may wait for this one.
+    pub buffer: Option<u32>,
+    /// How items are put together into one call.
+    pub batch: Option<Batch>,
     /// What happens when an attempt fails.
     pub retry: Retry,
     /// How long an attempt may take, in ms, when the definition says so.
@@ -107,8 +141,36 @@ pub struct Step {
     pub compensation: Option<Compensation>,
     /// Whether the mesh may give a call to a second worker when the first dies with it.
     pub idempotent: bool,
+    /// Which workers it wants, when the definition says so.
+    pub wanted: Option<Wanted>,
+    /// It is of the last phase.
+    pub finalize: bool,
+    /// The stream of messages that its method takes stays open until all else has
+    /// succeeded.
+    pub open: bool,
+    /// Each message that its method gives is progress, the last its output.
+    pub progress: bool,
+    /// How long nothing may be heard of it, in ms.
+    pub heartbeat_ms: Option<u64>,
+    /// What it does instead of calling a service.
+    pub own: Option<Own>,
+    /// It calls until its answer is what is waited for.
+    pub poll: Option<Poll>,
+    /// The name under which its result is kept.
+    pub artifact: Option<Artifact>,
+    /// What becomes of it when its method has changed.
+    pub on_change: OnChange,
     /// Where it stands in the definition.
     pub place: Place,
+}
+
+/// How the items of an `each` are put together into calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// How many items a call takes.
+    pub items: u32,
+    /// How long the first waits for others, in ms; without it until there are enough.
+    pub within_ms: Option<u64>,
 }
 
 /// Where the items of an `each` come from.
@@ -120,48 +182,24 @@ pub enum Each {
     List(Expression),
 }
 
-/// What a step sends.
-#[derive(Debug)]
-pub enum Input {
-    /// Nothing is said: an empty message.
-    Empty,
-    /// A map of fields, or one expression.
-    Shape(Shape),
-}
-
-/// A value with expressions in it, and where it stands.
-#[derive(Debug)]
-pub struct Shape {
-    /// Where it stands in the definition.
-    pub place: Place,
-    /// What it is.
-    pub content: ShapeContent,
-}
-
-/// What a [`Shape`] is.
-#[derive(Debug)]
-pub enum ShapeContent {
-    /// A value without expressions.
-    Literal(Value),
-    /// One expression, its value keeps its type.
-    Expression(Expression),
-    /// Text with expressions.
-    Text(Text),
-    /// A list.
-    List(Vec<Shape>),
-    /// A map.
-    Map(Vec<(String, Shape)>),
-}
-
 /// Reads a definition's text.
 pub fn parse(text: &str) -> Result<Definition, Problems> {
     let node = document::parse(text)?;
     let mut problems = Problems::default();
-    let mut fields = match Fields::open(&node, &Place::root().on_line(node.line), &mut problems) {
-        Some(fields) => fields,
-        None => return Err(problems),
-    };
-    let name = match fields.text("name", &mut problems) {
+    match parse_node(&node, &Place::root().on_line(node.line), &mut problems) {
+        Some(definition) => problems.into_result(definition),
+        None => Err(problems),
+    }
+}
+
+/// Reads a definition that stands anywhere.
+pub(crate) fn parse_node(
+    node: &Node,
+    place: &Place,
+    problems: &mut Problems,
+) -> Option<Definition> {
+    let mut fields = Fields::open(node, place, problems)?;
+    let name = match fields.text("name", problems) {
         Some((name, place)) => {
             if name.is_empty()
                 || name.len() > PIPELINE_NAME_MAX_BYTES
@@ -173,34 +211,159 @@ pub fn parse(text: &str) -> Result<Definition, Problems> {
             }
             name
         }
-        None => fields.missing("name", "the name of the pipeline", &mut problems),
+        None => fields.missing("name", "the name of the pipeline", problems),
     };
-    let parameters =
-        fields.take("parameters").map(|(node, place)| parameters(node, &place, &mut problems));
-    let default = on_failure(&mut fields, OnFailure::Fail, &mut problems);
-    let retry = retry(&mut fields, Retry::NONE, &mut problems);
-    let timeout_ms = fields.duration("timeout", &mut problems);
-    let deadline_ms = fields.duration("deadline", &mut problems);
+    if fields.has("extends") {
+        return extend::definition(fields, name, place, problems);
+    }
+    let of_run = fields.take("parameters");
+    let parameters = of_run.as_ref().map(|(node, place)| parameters(node, place, problems));
+    let default = on_failure(&mut fields, OnFailure::Fail, problems);
+    let retry = retry(&mut fields, Retry::NONE, problems);
+    let timeout_ms = fields.duration("timeout", problems);
+    let deadline_ms = fields.duration("deadline", problems);
+    let limits = limits(&mut fields, problems);
+    let priority = priority(&mut fields, problems);
+    let (start, key) = (start(&mut fields, problems), key(&mut fields, problems));
+    let outputs = fields.take("outputs").and_then(|(node, place)| shape(node, place, problems));
+    let hooks = hooks(&mut fields, &name, of_run.map(|(node, _)| node), problems);
+    let keep_ms = fields.duration("keep", problems);
     let steps = match fields.take("steps") {
-        Some((node, place)) => nesting::steps(node, &place, default, &mut problems),
+        Some((node, place)) => {
+            let finalize = fields.take("finalize");
+            nesting::steps(node, &place, finalize, default, problems)
+        }
         None => {
-            let _missing: String = fields.missing("steps", "the list of steps", &mut problems);
+            let _missing: String = fields.missing("steps", "the list of steps", problems);
             Vec::new()
         }
     };
-    fields.close(&mut problems);
-    let parameters = parameters.unwrap_or_default();
-    problems.into_result(Definition { name, parameters, steps, retry, timeout_ms, deadline_ms })
+    // It is not there; a name near it may have been meant for it.
+    fields.take("extends");
+    fields.close(problems);
+    Some(Definition {
+        name,
+        parameters: parameters.unwrap_or_default(),
+        steps,
+        retry,
+        timeout_ms,
+        deadline_ms,
+        limits,
+        priority,
+        start,
+        key,
+        outputs,
+        hooks,
+        keep_ms,
+        extends: None,
+    })
 }
 
 impl Definition {
     /// Every service that a run of it may call.
     pub fn services(&self) -> BTreeSet<&str> {
+        let mut all = self.services_of_steps();
+        all.extend(self.hooks.iter().flat_map(|hook| hook.definition.services_of_steps()));
+        all
+    }
+
+    /// Every service that its steps may call: those of hooks are not needed to begin.
+    pub fn services_of_steps(&self) -> BTreeSet<&str> {
         let called = self.steps.iter().map(|step| &step.service);
         let undo = self.steps.iter().filter_map(|step| step.compensation.as_ref());
-        let all = called.chain(undo.map(|undo| &undo.service));
-        all.map(String::as_str).filter(|service| !service.is_empty()).collect()
+        let all = called.chain(undo.map(|undo| &undo.service)).map(String::as_str);
+        let inner = self.steps.iter().filter_map(|step| match &step.own {
+            Some(Own::Pipeline(sub)) => sub.inline.as_ref(),
+            Some(Own::Wait(_) | Own::Send(_)) | None => None,
+        });
+        let inner = inner.flat_map(|inline| inline.definition.services());
+        all.chain(inner).filter(|service| !service.is_empty()).collect()
     }
+
+    /// The names that have to have a worker before its steps can run: the services, and those
+    /// under the labels that steps are pinned to.
+    pub fn needed(&self) -> BTreeSet<String> {
+        let pinned =
+            self.steps.iter().filter_map(|step| step.wanted.as_ref()?.pinned(&step.service));
+        self.services_of_steps().into_iter().map(str::to_owned).chain(pinned).collect()
+    }
+
+    /// A definition with one step and nothing else.
+    pub(crate) fn bare(name: String, step: Step) -> Self {
+        Self { steps: vec![step], ..Self::empty(name) }
+    }
+
+    /// A definition without a step.
+    pub(crate) fn empty(name: String) -> Self {
+        Self {
+            name,
+            parameters: Vec::new(),
+            steps: Vec::new(),
+            retry: Retry::NONE,
+            timeout_ms: None,
+            deadline_ms: None,
+            limits: Limits::default(),
+            priority: Priority::default(),
+            start: Start::default(),
+            key: None,
+            outputs: None,
+            hooks: Vec::new(),
+            keep_ms: None,
+            extends: None,
+        }
+    }
+}
+
+impl Step {
+    /// A step that does nothing yet.
+    pub(crate) fn bare(id: String, place: Place) -> Self {
+        Self {
+            id,
+            service: String::new(),
+            method: String::new(),
+            input: Input::Empty,
+            after: Vec::new(),
+            follows: Vec::new(),
+            when: Vec::new(),
+            each: None,
+            concurrency: CONCURRENCY_DEFAULT,
+            retry: Retry::default(),
+            timeout_ms: None,
+            deadline_ms: None,
+            on_failure: OnFailure::Fail,
+            compensation: None,
+            idempotent: false,
+            wanted: None,
+            finalize: false,
+            open: false,
+            progress: false,
+            heartbeat_ms: None,
+            batch: None,
+            buffer: None,
+            own: None,
+            poll: None,
+            artifact: None,
+            on_change: OnChange::default(),
+            place,
+        }
+    }
+
+    /// What it does, for people: `pkg.Service/Method`, or words.
+    pub fn words(&self) -> String {
+        match &self.own {
+            Some(own) => own.words(),
+            None => format!("{}/{}", self.service, self.method),
+        }
+    }
+}
+
+/// A name cut so that something can be put behind it.
+pub(crate) fn cut_name(name: &str) -> &str {
+    /// Room for what is put behind.
+    const ROOM_BYTES: usize = 16;
+    let most = PIPELINE_NAME_MAX_BYTES - ROOM_BYTES;
+    let end = (0..=most.min(name.len())).rev().find(|at| name.is_char_boundary(*at));
+    &name[..end.unwrap_or(0)]
 }
 
 /// `500ms`, `1.5s`, `5m`, `2h` in ms; the command line writes durations the same way.
@@ -244,11 +407,23 @@ pub(crate) fn step(
         }
         None => fields.missing("id", "what other steps call it", problems),
     };
+    if crate::own::is_own(&fields) {
+        return crate::own::step(fields, id, place, default, when, problems);
+    }
+    // They are not there; without a call a name near theirs may have been meant for one of them.
+    if !fields.has("call") {
+        for other in ["wait", "pipeline", "send", "sequence", "concurrence"] {
+            fields.take(other);
+        }
+    }
     let (service, method) = call(&mut fields, problems);
     let input = input(&mut fields, problems);
     let after = fields.take("after").map(|(node, place)| after(node, &place, problems));
     let each = fields.take("each").and_then(|(node, place)| each(node, place, problems));
     when.extend(condition(&mut fields, problems));
+    let batch = batch(&mut fields, problems);
+    let buffer = fields.take("buffer").is_some();
+    let buffer = buffer.then(|| fields.whole("buffer", (1, BATCHED_MAX), 1, problems));
     let step = Step {
         id,
         follows: Vec::new(),
@@ -269,15 +444,79 @@ pub(crate) fn step(
         on_failure: on_failure(&mut fields, default, problems),
         compensation: compensation(&mut fields, problems),
         idempotent: fields.boolean("idempotent", problems),
+        wanted: label::wanted(&mut fields, problems),
+        finalize: false,
+        open: stays_open(&mut fields, problems),
+        progress: fields.boolean("progress", problems),
+        heartbeat_ms: fields.duration("heartbeat", problems),
+        batch,
+        buffer,
+        own: None,
+        poll: poll(&mut fields, problems),
+        artifact: artifact(&mut fields, problems),
+        on_change: on_change(&mut fields, problems),
         each,
         place,
     };
+    if step.each.is_some() {
+        if step.poll.is_some() {
+            problems.add(&step.place.field("poll"), "a step with `each` does not poll");
+        }
+        if step.artifact.is_some() {
+            let text = "the results of a step with `each` are not kept";
+            problems.add(&step.place.field("artifact"), text);
+        }
+    }
     if step.each.is_none() && fields.take("concurrency").is_some() {
         problems
             .add(&step.place.field("concurrency"), "only a step with `each` runs several at once");
     }
+    check_batch(&step, problems);
+    check_progress(&step, problems);
     fields.close(problems);
     Some(step)
+}
+
+/// Reads `batch`.
+fn batch(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Batch> {
+    let (node, place) = fields.take("batch")?;
+    let mut fields = Fields::open(node, &place, problems)?;
+    let given = fields.take("items").is_some();
+    let items = fields.whole("items", (1, BATCH_MAX), 1, problems);
+    let within_ms = fields.duration("within", problems);
+    if !given {
+        let _missing: String = fields.missing("items", "how many a call takes", problems);
+    }
+    fields.close(problems);
+    Some(Batch { items, within_ms })
+}
+
+/// Whether what is said of its progress goes together with the rest.
+fn check_progress(step: &Step, problems: &mut Problems) {
+    let place = |field: &str| step.place.field(field);
+    if step.heartbeat_ms.is_some() && !step.progress {
+        problems
+            .add(&place("heartbeat"), "only of a step with `progress: true` something is heard");
+    }
+    if step.progress && step.poll.is_some() {
+        problems.add(&place("poll"), "a step that reports its progress does not poll");
+    }
+}
+
+fn check_batch(step: &Step, problems: &mut Problems) {
+    let Some(batch) = step.batch else { return };
+    let place = step.place.field("batch");
+    if step.each.is_none() {
+        problems.add(&place, "only the items of a step with `each` are put together");
+    }
+    let at_once = u64::from(batch.items) * u64::from(step.concurrency);
+    if at_once > u64::from(BATCHED_MAX) {
+        let message = format!(
+            "{} items in {} calls at once are {at_once}; the most is {BATCHED_MAX}",
+            batch.items, step.concurrency
+        );
+        problems.add(&place, message);
+    }
 }
 
 /// Reads `when`.
@@ -296,35 +535,11 @@ pub(crate) fn condition(
     None
 }
 
-/// Reads `input`.
-pub(crate) fn input(fields: &mut Fields<'_>, problems: &mut Problems) -> Input {
-    match fields.take("input") {
-        Some((node, place)) => shape(node, place, problems).map_or(Input::Empty, Input::Shape),
-        None => Input::Empty,
-    }
-}
-
 pub(crate) fn after(node: &Node, place: &Place, problems: &mut Problems) -> Vec<(String, Place)> {
-    let one = |node: &Node, place: Place, problems: &mut Problems| match &node.content {
-        Content::Text(id) => Some((id.clone(), place)),
-        _ => {
-            problems.add(&place, format!("the id of a step is wanted, this is {}", node.kind()));
-            None
-        }
-    };
-    match &node.content {
-        Content::List(nodes) => {
-            let each = nodes.iter().enumerate();
-            each.filter_map(|(index, node)| {
-                one(node, place.index(index).on_line(node.line), problems)
-            })
-            .collect()
-        }
-        _ => one(node, place.clone(), problems).into_iter().collect(),
-    }
+    shape_names(node, place, "the id of a step", problems)
 }
 
-fn each(node: &Node, place: Place, problems: &mut Problems) -> Option<(Each, Place)> {
+pub(crate) fn each(node: &Node, place: Place, problems: &mut Problems) -> Option<(Each, Place)> {
     let Content::Text(text) = &node.content else {
         let kind = node.kind();
         problems
@@ -344,53 +559,6 @@ fn each(node: &Node, place: Place, problems: &mut Problems) -> Option<(Each, Pla
         }
     };
     Some((each, place))
-}
-
-/// A value with its expressions compiled. What has none inside becomes a literal.
-fn shape(node: &Node, place: Place, problems: &mut Problems) -> Option<Shape> {
-    let content = match &node.content {
-        Content::Text(text) => match Template::compile(text) {
-            Ok(Template::Literal(text)) => ShapeContent::Literal(Value::from(text)),
-            Ok(Template::Expression(expression)) => ShapeContent::Expression(expression),
-            Ok(Template::Text(text)) => ShapeContent::Text(text),
-            Err(error) => {
-                problems.push(Problem { message: error.to_string(), ..place.problem("") });
-                return None;
-            }
-        },
-        Content::List(nodes) => {
-            let shapes = nodes.iter().enumerate().filter_map(|(index, node)| {
-                shape(node, place.index(index).on_line(node.line), problems)
-            });
-            ShapeContent::List(shapes.collect())
-        }
-        Content::Map(entries) => {
-            let shapes = entries.iter().filter_map(|(key, node)| {
-                let place = place.field(key).on_line(node.line);
-                shape(node, place, problems).map(|shape| (key.clone(), shape))
-            });
-            ShapeContent::Map(shapes.collect())
-        }
-        _ => ShapeContent::Literal(node.to_value()),
-    };
-    Some(Shape { place, content })
-}
-
-impl Shape {
-    /// Every expression in it, with its place.
-    pub fn expressions(&self) -> Vec<(&Expression, &Place)> {
-        match &self.content {
-            ShapeContent::Literal(_) => Vec::new(),
-            ShapeContent::Expression(expression) => vec![(expression, &self.place)],
-            ShapeContent::Text(text) => {
-                text.expressions().map(|expression| (expression, &self.place)).collect()
-            }
-            ShapeContent::List(shapes) => shapes.iter().flat_map(Self::expressions).collect(),
-            ShapeContent::Map(shapes) => {
-                shapes.iter().flat_map(|(_, shape)| shape.expressions()).collect()
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -428,7 +596,14 @@ steps:
         assert_eq!((step.concurrency, step.timeout_ms, step.idempotent), (64, Some(10_000), true));
         assert_eq!(
             step.retry,
-            Retry { attempts: 3, backoff_ms: 200, max_backoff_ms: 1500, factor: 1.0, jitter: 0.5 }
+            Retry {
+                attempts: 3,
+                backoff_ms: 200,
+                max_backoff_ms: 1500,
+                factor: 1.0,
+                jitter: 0.5,
+                ..Retry::default()
+            }
         );
         let Input::Shape(shape) = &step.input else { panic!("an input") };
         assert_eq!(shape.expressions().len(), 3);
@@ -593,7 +768,7 @@ steps:
     fn parameters_are_checked_and_filled_in() {
         let definition = parse(GOOD).unwrap();
         let values = definition.parameters(r#"{"prefix": "p"}"#).unwrap();
-        assert_eq!(values.get_attr("groups").unwrap(), Value::from(3));
+        assert_eq!(values.get_attr("groups").unwrap(), minijinja::Value::from(3));
         for (given, want) in [
             ("", "parameters.prefix: text must be given"),
             (r#"{"prefix": 1}"#, "parameters.prefix: text is wanted, this is a number"),

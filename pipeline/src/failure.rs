@@ -30,6 +30,9 @@ pub struct Retry {
     /// The part of a wait that is left to chance, from 0 to 1: calls that failed
     /// together then do not all come back together.
     pub jitter: f64,
+    /// When so many workers were lost with one call, no attempt is left, whatever
+    /// `attempts` is: it seems to be what kills them.
+    pub quarantine: u32,
 }
 
 impl Default for Retry {
@@ -37,7 +40,7 @@ impl Default for Retry {
     /// broker takes, short enough that a person still watches.
     fn default() -> Self {
         let (backoff_ms, max_backoff_ms) = (200, 10_000);
-        Self { attempts: 8, backoff_ms, max_backoff_ms, factor: 2.0, jitter: 0.25 }
+        Self { attempts: 8, backoff_ms, max_backoff_ms, factor: 2.0, jitter: 0.25, quarantine: 3 }
     }
 }
 
@@ -46,8 +49,14 @@ impl Retry {
     pub const ATTEMPTS_MAX: u32 = 1000;
 
     /// No second attempt.
-    pub const NONE: Self =
-        Self { attempts: 1, backoff_ms: 1000, max_backoff_ms: 60_000, factor: 2.0, jitter: 0.25 };
+    pub const NONE: Self = Self {
+        attempts: 1,
+        backoff_ms: 1000,
+        max_backoff_ms: 60_000,
+        factor: 2.0,
+        jitter: 0.25,
+        quarantine: 3,
+    };
 
     /// The wait after `failures` failures, in ms. Chance is given (any byte that
     /// differs from call to call), so that it is the same again after a replay.
@@ -112,12 +121,14 @@ pub(crate) fn retry(fields: &mut Fields<'_>, default: Retry, problems: &mut Prob
     let max_backoff_ms = fields.duration("max_backoff", problems);
     let factor = fields.number("factor", (1.0, 100.0), default.factor, problems);
     let jitter = fields.number("jitter", (0.0, 1.0), default.jitter, problems);
+    let quarantine =
+        fields.whole("quarantine", (1, Retry::ATTEMPTS_MAX), default.quarantine, problems);
     fields.close(problems);
     let max_backoff_ms = max_backoff_ms.unwrap_or(default.max_backoff_ms.max(backoff_ms));
     if max_backoff_ms < backoff_ms {
         problems.add(&place, "max_backoff is shorter than backoff");
     }
-    Retry { attempts, backoff_ms, max_backoff_ms, factor, jitter }
+    Retry { attempts, backoff_ms, max_backoff_ms, factor, jitter, quarantine }
 }
 
 /// Reads `on_failure`.

@@ -35,6 +35,12 @@ impl<'a> Fields<'a> {
         (node.content != Content::Null).then_some((node, place))
     }
 
+    /// Whether the field is there, without asking for it.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        let found = self.entries.iter().find(|(key, _)| key == name);
+        found.is_some_and(|(_, node)| node.content != Content::Null)
+    }
+
     pub(crate) fn text(
         &mut self,
         name: &'static str,

@@ -21,6 +21,7 @@ use prost_reflect::{
 
 use crate::definition::{Shape, ShapeContent};
 use crate::expression::{Expression, ExpressionError, Text};
+use crate::json::Json;
 use crate::message::{
     Misfit, find_field, is_well_known, map_key, name_of, no_field, to_field, to_kind, to_message,
     words,
@@ -41,6 +42,8 @@ pub enum BoundInput {
     Message(BoundMessage),
     /// A message that one expression gives.
     Value(Place, Expression, MessageDescriptor),
+    /// A value that is no message, as JSON.
+    Json(Json),
 }
 
 /// A message made of constants and expressions.
@@ -138,6 +141,7 @@ impl BoundInput {
     pub fn encode(&self, scope: &Value) -> Result<Bytes, InputError> {
         match self {
             Self::Empty | Self::Step(_) | Self::Item => Ok(Bytes::new()),
+            Self::Json(json) => json.encode(scope),
             Self::Message(message) => Ok(message.build(scope)?.encode_to_vec().into()),
             Self::Value(place, expression, descriptor) => {
                 let value = expression

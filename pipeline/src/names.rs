@@ -6,6 +6,8 @@
 //! | `params.NAME` | a parameter |
 //! | `STEP` | the output of that step |
 //! | `item`, `index` | the item of an `each`, and its number from 0 |
+//! | `items`, `index` | in a step with `batch`: its items, and the number of the first |
+//! | `progress` | in a step with `progress`: the newest message that it gave |
 //! | `run.id` | the id of the run |
 //!
 //! Made by `plan` for each step, asked by `input`.
@@ -50,6 +52,10 @@ pub(crate) struct Names {
     pub(crate) parameters: BTreeMap<String, ParameterKind>,
     pub(crate) steps: BTreeMap<String, Output>,
     pub(crate) item: Option<Type>,
+    /// The items of a batch, a list.
+    pub(crate) items: Option<Type>,
+    /// What the step has reported.
+    pub(crate) progress: Option<Type>,
     /// Whether the item comes as the bytes of a message, not out of a list.
     pub(crate) item_is_bytes: bool,
 }
@@ -71,9 +77,20 @@ impl Names {
                 [other, ..] => Err(format!("`run` has only `id`, not `{other}`")),
             },
             ("item", Some(item)) => walk("item", item.clone(), fields),
-            ("index", Some(_)) => walk("index", Type::Scalar(Kind::Uint64), fields),
+            ("progress", _) if self.progress.is_some() => {
+                walk("progress", self.progress.clone().unwrap_or(Type::Unknown), fields)
+            }
+            ("index", item) if item.is_some() || self.items.is_some() => {
+                walk("index", Type::Scalar(Kind::Uint64), fields)
+            }
+            ("item", None) if self.items.is_some() => {
+                Err("a step with `batch` has its items together: `items` is their list".to_owned())
+            }
             ("item" | "index", None) => {
                 Err(format!("`{name}` is known only in a step with `each`"))
+            }
+            ("items", _) if self.items.is_some() => {
+                walk("items", self.items.clone().unwrap_or(Type::Unknown), fields)
             }
             _ => match self.steps.get(name) {
                 Some(Output::Message(_, output)) => walk(name, output.clone(), fields),
@@ -152,6 +169,15 @@ impl Type {
             return Self::List(field.kind());
         }
         Self::of_kind(field.kind())
+    }
+
+    /// The type of a list of these, as far as it can be told.
+    pub(crate) fn list_of(self) -> Self {
+        match self {
+            Self::Message(message) => Self::List(Kind::Message(message)),
+            Self::Scalar(kind) => Self::List(kind),
+            Self::List(_) | Self::Map | Self::Unknown => Self::Unknown,
+        }
     }
 
     /// The type of an element of this kind.

@@ -12,6 +12,8 @@
 //! Groups exist in the text alone: here they become what their steps wait for, and the
 //! conditions of a group become conditions of its steps.
 //!
+//! The steps of `finalize` stand behind all others, in a sequence.
+//!
 //! Called by `definition`.
 
 use std::collections::BTreeSet;
@@ -21,6 +23,7 @@ use crate::document::{Content, Node};
 use crate::expression::Expression;
 use crate::failure::OnFailure;
 use crate::fields::Fields;
+use crate::own::Own;
 use crate::problem::{Place, Problems};
 
 /// How the steps of a list follow each other.
@@ -39,10 +42,11 @@ struct Around {
     when: Vec<(String, Place)>,
 }
 
-/// Reads `steps`: they stand beside each other.
+/// Reads `steps`: they stand beside each other. Behind them those of `finalize`.
 pub(crate) fn steps(
     node: &Node,
     place: &Place,
+    finalize: Option<(&Node, Place)>,
     default: OnFailure,
     problems: &mut Problems,
 ) -> Vec<Step> {
@@ -53,6 +57,9 @@ pub(crate) fn steps(
     let mut reader = Reader { default, problems, steps: Vec::new(), seen: BTreeSet::new() };
     if nodes.len() <= STEPS_MAX {
         reader.list(nodes, place, Flow::Concurrence, &Around::default());
+    }
+    if let Some((node, place)) = finalize {
+        reader.finalize(node, &place);
     }
     let Reader { steps, problems, .. } = reader;
     let count = nodes.len().max(steps.len());
@@ -133,6 +140,34 @@ impl Reader<'_> {
         }
     }
 
+    /// Reads `finalize`: the first waits for all that stand in `steps`.
+    fn finalize(&mut self, node: &Node, place: &Place) {
+        let Content::List(nodes) = &node.content else {
+            let kind = node.kind();
+            return self.problems.add(place, format!("a list of steps is wanted, this is {kind}"));
+        };
+        let end = |step: &Step| (step.id.clone(), step.place.clone());
+        let mut around = Around { after: self.steps.iter().map(end).collect(), when: Vec::new() };
+        self.default = OnFailure::Pause;
+        for (index, node) in nodes.iter().enumerate().take(STEPS_MAX) {
+            let place = place.index(index).on_line(node.line);
+            if is_group(node) {
+                let text = "the steps of `finalize` come one after the other, without groups";
+                self.problems.add(&place, text);
+                continue;
+            }
+            let last = self.step(node, place, &around);
+            if last.is_empty() {
+                continue;
+            }
+            around.after = last;
+            if let Some(step) = self.steps.last_mut() {
+                step.finalize = true;
+                check_finalize(step, self.problems);
+            }
+        }
+    }
+
     fn step(&mut self, node: &Node, place: Place, around: &Around) -> Vec<(String, Place)> {
         let compile = |(source, place): &(String, Place)| {
             Expression::compile(source).ok().map(|condition| (condition, place.clone()))
@@ -149,6 +184,23 @@ impl Reader<'_> {
         let end = (step.id.clone(), step.place.clone());
         self.steps.push(step);
         vec![end]
+    }
+}
+
+/// What a step of the last phase cannot be.
+fn check_finalize(step: &Step, problems: &mut Problems) {
+    let refused = [
+        ("each", step.each.is_some(), "is one call"),
+        ("after", !step.after.is_empty(), "comes after the one before it"),
+        ("on_failure", step.on_failure != OnFailure::Pause, "pauses the run when it fails"),
+        ("compensate", step.compensation.is_some(), "is not taken back"),
+        ("wait", matches!(step.own, Some(Own::Wait(_))), "is one call"),
+        ("send", matches!(step.own, Some(Own::Send(_))), "is one call"),
+        ("stream", step.open, "is one call"),
+        ("progress", step.progress, "is one call"),
+    ];
+    for (field, _, why) in refused.into_iter().filter(|(_, given, _)| *given) {
+        problems.add(&step.place.field(field), format!("a step of `finalize` {why}"));
     }
 }
 

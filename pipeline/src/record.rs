@@ -15,6 +15,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::begin::Begin;
 use crate::key::Fingerprint;
 use crate::run::Time;
 use crate::state::{RunState, StepState};
@@ -87,13 +88,29 @@ pub enum Record {
         /// The fingerprint of the stream up to and with the last of them.
         fingerprint: Fingerprint,
     },
-    /// Items of an `each` are done.
+    /// The next items of an `each` are handed on in batches.
+    #[serde(rename = "B")]
+    Batches {
+        /// The step.
+        step: u32,
+        /// How many items each has.
+        sizes: Vec<u32>,
+    },
+    /// Items of an `each` are done, or batches, by the numbers of their first items.
     #[serde(rename = "D")]
     Done {
         /// The step.
         step: u32,
         /// Their numbers.
         items: Vec<u64>,
+    },
+    /// Items of an `each` are done, and their results are items of other steps.
+    #[serde(rename = "G")]
+    Results {
+        /// The step.
+        step: u32,
+        /// Their numbers, and what the calls answered.
+        items: Vec<(u64, Bytes)>,
     },
     /// Attempts failed.
     #[serde(rename = "F")]
@@ -112,6 +129,12 @@ pub enum Record {
         at_ms: u64,
         /// The step.
         step: u32,
+    },
+    /// The last phase begins anew.
+    #[serde(rename = "Z")]
+    Finalize {
+        /// When, in ms since 1970.
+        at_ms: u64,
     },
     /// The items of an `each` that have failed are done with.
     #[serde(rename = "K")]
@@ -161,6 +184,64 @@ pub enum Record {
         /// Why it is left; empty when it was taken back.
         left: String,
     },
+    /// When the run begins, and what it is part of.
+    #[serde(rename = "Bg")]
+    Begin {
+        /// When it was recorded, in ms since 1970.
+        at_ms: u64,
+        /// What was decided.
+        begin: Begin,
+    },
+    /// A scheduler has the run from here on.
+    #[serde(rename = "Ow")]
+    Owner {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// Its name.
+        by: String,
+        /// The number of its claim.
+        epoch: u64,
+    },
+    /// Something has happened outside that a step waits for.
+    #[serde(rename = "Sg")]
+    Signal {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// Its name.
+        name: String,
+        /// What there is to say of it, JSON.
+        payload: Bytes,
+    },
+    /// A step that polls was answered, and not with what it waits for.
+    #[serde(rename = "Po")]
+    Polled {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// The step.
+        step: u32,
+        /// The attempt, from 1.
+        attempt: u32,
+    },
+    /// The newest of what a step has reported.
+    #[serde(rename = "Rp")]
+    Reported {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// The step.
+        step: u32,
+        /// The message.
+        body: Bytes,
+        /// The same as JSON, for people: cut where it is long.
+        shown: String,
+    },
+    /// What the run gives.
+    #[serde(rename = "Ou")]
+    Outputs {
+        /// When, in ms since 1970.
+        at_ms: u64,
+        /// JSON.
+        body: Bytes,
+    },
     /// The counts of steps that moved, for who watches; says nothing new.
     #[serde(rename = "P")]
     Progress {
@@ -174,7 +255,7 @@ pub enum Record {
 /// An attempt that failed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FailedAttempt {
-    /// The item of an `each`.
+    /// The item of an `each`, or the first of a batch.
     pub item: Option<u64>,
     /// From 1.
     pub attempt: u32,
@@ -185,6 +266,9 @@ pub struct FailedAttempt {
     /// Whether no other follows by itself.
     #[serde(default)]
     pub last: bool,
+    /// Whether a worker was lost with it.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 /// How far a step is.
@@ -252,13 +336,24 @@ impl Record {
             | Self::Interrupted { at_ms, .. }
             | Self::Failed { at_ms, .. }
             | Self::Retry { at_ms, .. }
+            | Self::Finalize { at_ms }
             | Self::SkipItems { at_ms, .. }
             | Self::Again { at_ms, .. }
             | Self::Undo { at_ms, .. }
             | Self::UndoFailed { at_ms, .. }
             | Self::Undone { at_ms, .. }
+            | Self::Begin { at_ms, .. }
+            | Self::Owner { at_ms, .. }
+            | Self::Signal { at_ms, .. }
+            | Self::Polled { at_ms, .. }
+            | Self::Reported { at_ms, .. }
+            | Self::Outputs { at_ms, .. }
             | Self::Progress { at_ms, .. } => Some(Time(*at_ms)),
-            Self::Opened { .. } | Self::Items { .. } | Self::Done { .. } => None,
+            Self::Opened { .. }
+            | Self::Items { .. }
+            | Self::Batches { .. }
+            | Self::Results { .. }
+            | Self::Done { .. } => None,
         }
     }
 
@@ -271,13 +366,24 @@ impl Record {
             | Self::Interrupted { .. }
             | Self::Failed { .. }
             | Self::Retry { .. }
+            | Self::Finalize { .. }
             | Self::SkipItems { .. }
             | Self::Again { .. }
             | Self::Undo { .. }
             | Self::UndoFailed { .. }
             | Self::Undone { .. }
+            | Self::Begin { .. }
+            | Self::Owner { .. }
+            | Self::Signal { .. }
+            | Self::Reported { .. }
+            | Self::Outputs { .. }
             | Self::Progress { .. } => true,
-            Self::Opened { .. } | Self::Items { .. } | Self::Done { .. } => false,
+            Self::Polled { .. }
+            | Self::Opened { .. }
+            | Self::Items { .. }
+            | Self::Batches { .. }
+            | Self::Results { .. }
+            | Self::Done { .. } => false,
         }
     }
 }
@@ -327,11 +433,22 @@ mod tests {
             ),
             (any::<u32>(), proptest::collection::vec(any::<u64>(), 0..9))
                 .prop_map(|(step, items)| Record::Done { step, items }),
+            (any::<u32>(), proptest::collection::vec((any::<u64>(), bytes()), 0..5))
+                .prop_map(|(step, items)| Record::Results { step, items }),
+            (any::<u32>(), proptest::collection::vec(any::<u32>(), 0..9))
+                .prop_map(|(step, sizes)| Record::Batches { step, sizes }),
             (any::<u32>(), proptest::option::of(any::<u64>()), any::<i32>(), text()).prop_map(
                 |(step, item, code, message)| Record::Failed {
                     at_ms: 1,
                     step,
-                    attempts: vec![FailedAttempt { item, attempt: 2, code, message, last: false }]
+                    attempts: vec![FailedAttempt {
+                        item,
+                        attempt: 2,
+                        code,
+                        message,
+                        last: false,
+                        lost: false
+                    }]
                 }
             ),
             (any::<u64>(), any::<u32>()).prop_map(|(at_ms, step)| Record::Retry { at_ms, step }),
@@ -347,6 +464,27 @@ mod tests {
                 step,
                 left
             }),
+            (any::<u64>(), text(), bytes()).prop_map(|(at_ms, name, payload)| Record::Signal {
+                at_ms,
+                name,
+                payload
+            }),
+            (any::<u32>(), bytes(), text()).prop_map(|(step, body, shown)| Record::Reported {
+                at_ms: 1,
+                step,
+                body,
+                shown
+            }),
+            (any::<u32>(), any::<u32>()).prop_map(|(step, attempt)| Record::Polled {
+                at_ms: 1,
+                step,
+                attempt
+            }),
+            (any::<u64>(), proptest::option::of(text()), proptest::option::of(any::<u64>()))
+                .prop_map(|(at_ms, key, before_ms)| Record::Begin {
+                    at_ms,
+                    begin: Begin { key, before_ms, by: "a".into(), ..Begin::default() }
+                }),
             any::<u64>().prop_map(|done| Record::Progress {
                 at_ms: 3,
                 steps: vec![(0, Counts { done, ..Counts::default() })]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  recorded ─▶ scheduled ─▶ running ⇄ paused
-//!                  │           └───┬───┘
+//!      └───────────┤           └───┬───┘
 //!                  ▼               ▼
 //!               expired       succeeded | warning | failed | cancelled
 //! ```
@@ -75,7 +75,7 @@ impl RunState {
         match (self, next) {
             (ended, _) if ended.is_end() => false,
             (_, Self::Failed | Self::Cancelled) => true,
-            (Self::Recorded, next) => next == Self::Scheduled,
+            (Self::Recorded, next) => matches!(next, Self::Scheduled | Self::Expired),
             (Self::Scheduled, next) => matches!(next, Self::Running | Self::Expired),
             (Self::Running, next) => {
                 matches!(next, Self::Paused | Self::Succeeded | Self::Warning)
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn the_table_of_transitions() {
         let may: &[(RunState, &[RunState])] = &[
-            (Recorded, &[Scheduled, Failed, Cancelled]),
+            (Recorded, &[Scheduled, Expired, Failed, Cancelled]),
             (Scheduled, &[Running, Expired, Failed, Cancelled]),
             (Running, &[Paused, Succeeded, Warning, Failed, Cancelled]),
             (Paused, &[Running, Failed, Cancelled]),

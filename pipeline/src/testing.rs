@@ -31,7 +31,9 @@ service Users {
   rpc List(ListRequest) returns (stream User);
   rpc Page(ListRequest) returns (Page);
   rpc Get(ListRequest) returns (User);
-  rpc Upload(stream User) returns (Empty);
+  rpc Upload(stream User) returns (Page);
+  rpc Work(ListRequest) returns (stream User);
+  rpc Mirror(stream User) returns (stream User);
 }
 service Groups {
   rpc Add(Membership) returns (Reply);
@@ -53,6 +55,11 @@ message Charge { string id = 1; int64 order_id = 2; uint64 amount = 3; }
 message Letter { string to = 1; string text = 2; }
 message Letters { repeated Letter letters = 1; repeated User users = 2; }
 message Status { bool done = 1; uint64 percent = 2; }
+message Entry { string text = 1; }
+message Booked { uint64 entries = 1; }
+message Model { uint64 percent = 1; string checkpoint = 2; }
+service Models { rpc Train(Model) returns (stream Model); }
+service Ledger { rpc Upload(stream Entry) returns (Booked); rpc Book(stream Entry) returns (Booked); }
 service Users { rpc List(ListUsers) returns (stream User); rpc Get(User) returns (User); }
 service Orders {
   rpc Create(Order) returns (Order);
@@ -93,7 +100,16 @@ pub(crate) fn catalog() -> Catalog {
 /// A catalog with the services of the tests and of the examples.
 pub(crate) fn catalog_with_shop() -> Catalog {
     static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
-        with(&["test.Users", "test.Groups", "shop.Users", "shop.Orders", "shop.Cards", "shop.Mail"])
+        with(&[
+            "test.Users",
+            "test.Groups",
+            "shop.Users",
+            "shop.Orders",
+            "shop.Cards",
+            "shop.Mail",
+            "shop.Ledger",
+            "shop.Models",
+        ])
     });
     CATALOG.clone()
 }

@@ -15,6 +15,7 @@
 //! - [`Pipe`]: the in pipe, the worker pipe and the state pipe as threads.
 //! - [`Keys`], [`AllowList`]: who may connect; [`Context::member`] and [`Context::gate`] encrypt.
 //! - `entrance`: who is not let in says why, and tries again.
+//! - [`Chain`], [`Middleware`]: what stands around calls, for both SDKs.
 //! - [`Clock`], [`epoch_now`], [`new_peer_id`]: what the pure crates are given from outside.
 //!
 //! How a thread with sockets looks (client, worker SDK, broker and pipes all do this):
@@ -53,6 +54,7 @@ mod context;
 mod dealers;
 mod entrance;
 mod mailbox;
+mod middleware;
 mod monitor;
 mod pipe;
 mod security;
@@ -62,6 +64,7 @@ pub use clock::{Clock, epoch_now, new_peer_id};
 pub use context::Context;
 pub use dealers::Dealers;
 pub use mailbox::{Handle, Mailbox, NotSent, mailbox, wait};
+pub use middleware::{Chain, Middleware, Subject, Underway};
 pub use pipe::{FusedPipe, Limits, Pipe, PipeSettings, PipeStats, StatePipeSettings};
 pub use security::{
     AllowError, AllowFile, AllowFileError, AllowList, KeyError, Keys, PublicKey, Role,

@@ -27,6 +27,9 @@ pub(crate) const COPIED_FRAME_BYTES: usize = 2 << 10;
 /// Most bytes of one message: the largest body, the largest header, and room for a prefix and for
 /// the names and small frames around an EZ body.
 const MAX_MESSAGE_BYTES: usize = MAX_BODY_BYTES + MAX_HEADER_BYTES + (64 << 10);
+/// Frames that are thrown away in one go: who floods a socket that is only written to does not hold its
+/// thread.
+const MAX_DISCARDED: usize = 256;
 /// How often a send that a signal interrupts is tried again.
 const MAX_INTERRUPTS: usize = 16;
 
@@ -74,6 +77,25 @@ impl Socket {
     pub(crate) fn at(mut self, entrance: Entrance) -> Self {
         self.entrance = Some(Box::new(entrance));
         self
+    }
+
+    /// Ends its connection and makes it anew; what waits in it is lost. For who has heard nothing for
+    /// too long: after a cut TCP sends again what was lost at ever longer intervals, up to minutes.
+    ///
+    /// The old connection is gone only when this socket has been read to the old one's end: who never
+    /// reads calls [`Socket::discard`] now and then.
+    ///
+    /// # Errors
+    /// What libzmq says. The old connection may be gone then; try again.
+    pub fn reconnect(&self) -> Result<(), crate::Error> {
+        let endpoint = &self.endpoint;
+        let failed = |error: zmq::Error| crate::Error::Connect {
+            endpoint: endpoint.clone(),
+            reason: error.to_string(),
+        };
+        // It may be gone already.
+        let _ = self.inner.disconnect(endpoint);
+        self.inner.connect(endpoint).map_err(failed)
     }
 
     pub(crate) fn with_monitor(mut self, monitor: Monitor) -> Self {
@@ -146,6 +168,17 @@ impl Socket {
         let mut frames = Vec::new();
         self.recv_rest(first, &mut frames)?;
         Packet::decode(frames.into_iter().map(into_bytes).collect()).map(Some)
+    }
+
+    /// Throws away what has come, for a socket that is only written to. A connection that was given up
+    /// ends when the socket comes upon its end; until then libzmq keeps it, renews it, and has it take
+    /// the routing id from the one that came after it, which is mute from then on.
+    pub fn discard(&self) {
+        for _ in 0..MAX_DISCARDED {
+            if self.inner.recv_msg(zmq::DONTWAIT).is_err() {
+                return;
+            }
+        }
     }
 
     /// The next message of a ROUTER: the sender's routing id, and the frames behind it.
@@ -302,4 +335,42 @@ fn send_frames(socket: &zmq::Socket, frames: impl Iterator<Item = zmq::Message>)
         first = false;
     }
     sent
+}
+
+#[cfg(test)]
+mod tests {
+    use zex_spec::{BrokerId, Incarnation};
+
+    use super::*;
+    use crate::context::Towards;
+    use crate::monitor::Connection;
+
+    #[test]
+    fn a_socket_that_is_only_written_to_gives_up_its_old_connection() {
+        let context = crate::Context::new();
+        let router = context.watched_router("tcp://127.0.0.1:0", Towards::Brokers).unwrap();
+        let monitor = router.monitor().unwrap();
+        let broker: BrokerId = Incarnation(1);
+        let dealer = context.dealer_for_broker(broker, router.endpoint()).unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        let (mut began, mut ended, mut heard) = (0, 0, 0);
+        while (began, ended) != (2, 1) || heard < 10 {
+            assert!(Instant::now() < end, "{began} began, {ended} ended, {heard} heard");
+            while let Some(event) = monitor.poll() {
+                match event {
+                    Connection::Began(_) => began += 1,
+                    Connection::Ended(_) => ended += 1,
+                }
+            }
+            let _ = dealer.send(vec![1], Vec::new());
+            dealer.discard();
+            while let Ok(Some(_)) = router.recv() {
+                heard += 1;
+                if heard == 1 {
+                    dealer.reconnect().unwrap();
+                }
+            }
+            std::thread::yield_now();
+        }
+    }
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use zex_client::{Client, Code, Status};
 use zex_pipeline::catalog::Catalog;
 
@@ -20,9 +22,13 @@ use crate::store::{DescriptorId, SharedStore, StoreError};
 /// How often the mesh is asked which services it has.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// How often the descriptors of services that stay are asked for again: a service may
-/// be replaced by a newer one without ever being away.
-const ASK_AGAIN_EVERY: Duration = Duration::from_secs(60);
+/// How old the descriptors of a service that stays may become: it may be replaced by a newer one
+/// without ever being away, and what is recorded then is to be checked against that one.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// How many of those are asked again at once, the longest unasked first: with many services each has
+/// its turn later.
+const ASK_AGAIN_AT_ONCE: usize = 16;
 
 /// How many services are asked for their descriptors at once.
 const ASK_AT_ONCE: usize = 8;
@@ -36,6 +42,8 @@ const OWN_PREFIX: &str = "zex.";
 /// The services that are known.
 pub(crate) struct Known {
     inner: Mutex<Inner>,
+    /// The services that have a worker now.
+    served: watch::Sender<BTreeSet<String>>,
 }
 
 #[derive(Clone, Default)]
@@ -47,7 +55,7 @@ struct Inner {
 impl Known {
     /// What the store has.
     pub(crate) async fn load(store: &SharedStore) -> Result<Self, StoreError> {
-        let known = Self { inner: Mutex::default() };
+        let known = Self { inner: Mutex::default(), served: watch::Sender::default() };
         for (service, id) in store.services().await? {
             match store.descriptors(id).await? {
                 Some(descriptors) => {
@@ -59,6 +67,13 @@ impl Known {
             }
         }
         Ok(known)
+    }
+
+    /// Waits until all these services have a worker.
+    pub(crate) async fn wait_for(&self, services: &BTreeSet<String>) {
+        let mut served = self.served.subscribe();
+        // The sender lives as long as this.
+        let _seen = served.wait_for(|served| services.is_subset(served)).await.is_ok();
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -104,6 +119,24 @@ impl Known {
         Ok(())
     }
 
+    /// Looks for a service in the store: another scheduler may have seen it.
+    pub(crate) async fn look(&self, store: &SharedStore, service: &str) {
+        let found = async {
+            let found = store.services().await?.into_iter().find(|(name, _)| name == service);
+            let Some((_, id)) = found else { return Ok(None) };
+            Ok::<_, StoreError>(store.descriptors(id).await?.map(|descriptors| (id, descriptors)))
+        };
+        match found.await {
+            Ok(Some((id, descriptors))) => {
+                if let Err(why) = self.add(service, id, &descriptors) {
+                    tracing::warn!(service, why, "its descriptors in the store are broken");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!(service, %error, "it cannot be looked for in the store"),
+        }
+    }
+
     /// Asks a service for its descriptors now. False when nobody answers with some.
     pub(crate) async fn ask(&self, store: &SharedStore, client: &Client, service: &str) -> Asked {
         match client.mesh().descriptors(service).await {
@@ -133,30 +166,37 @@ pub(crate) enum Asked {
 pub(crate) async fn follow(shared: Arc<Shared>) {
     let mut tick = tokio::time::interval(ASK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut asked, mut since) = (BTreeSet::<String>::new(), tokio::time::Instant::now());
+    let mut asked = BTreeMap::<String, Instant>::new();
     let mut stopping = shared.stopping();
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             () = stopped(&mut stopping) => return,
         }
-        let services = match shared.client.mesh().services().await {
+        let services = match shared.client.mesh().served().await {
             Ok(list) => list.services,
             Err(status) => {
                 tracing::debug!(%status, "the mesh does not say which services it has");
                 continue;
             }
         };
-        if since.elapsed() >= ASK_AGAIN_EVERY {
-            (asked, since) = (BTreeSet::new(), tokio::time::Instant::now());
-        }
+        let live = services.iter().filter(|service| service.workers > 0);
+        let live: BTreeSet<String> = live.map(|service| service.name.clone()).collect();
+        shared.known.served.send_if_modified(|served| {
+            let other = *served != live;
+            *served = live;
+            other
+        });
         let names: BTreeSet<String> = services.into_iter().map(|service| service.name).collect();
         // One that was away is asked again when it is back: it may be another version.
-        asked.retain(|name| names.contains(name));
-        let new: Vec<String> = names
+        asked.retain(|name, _| names.contains(name));
+        let mut wanted: Vec<String> = names
             .into_iter()
-            .filter(|name| !name.starts_with(OWN_PREFIX) && !asked.contains(name))
+            .filter(|name| !name.starts_with(OWN_PREFIX) && !asked.contains_key(name))
+            // A service under a label is the same service.
+            .filter(|name| !name.contains('@'))
             .collect();
+        wanted.extend(stale(&asked));
         let ask = |name: String| {
             let shared = &shared;
             async move {
@@ -165,8 +205,15 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
             }
         };
         let answers: Vec<_> =
-            stream::iter(new).map(ask).buffer_unordered(ASK_AT_ONCE).collect().await;
+            stream::iter(wanted).map(ask).buffer_unordered(ASK_AT_ONCE).collect().await;
         let answered = answers.into_iter().filter(|(_, answer)| *answer == Asked::Answered);
-        asked.extend(answered.map(|(name, _)| name));
+        asked.extend(answered.map(|(name, _)| (name, Instant::now())));
     }
+}
+
+/// Those whose descriptors may be old by now, the oldest first.
+fn stale(asked: &BTreeMap<String, Instant>) -> Vec<String> {
+    let mut old: Vec<_> = asked.iter().filter(|(_, at)| at.elapsed() >= FRESH).collect();
+    old.sort_by_key(|(_, at)| **at);
+    old.into_iter().take(ASK_AGAIN_AT_ONCE).map(|(name, _)| name.clone()).collect()
 }

@@ -12,7 +12,9 @@ use zex_pipeline::definition::{self, Definition};
 use zex_pipeline::plan::Plan;
 use zex_pipeline::problem::Problems;
 
+use crate::extensions::Extended;
 use crate::known::Asked;
+use crate::saved;
 use crate::scheduler::Shared;
 use crate::store::{DescriptorId, SharedStore, StoreError, StoredRun};
 
@@ -33,6 +35,8 @@ pub(crate) enum LoadError {
 /// A pipeline that is ready to run.
 pub(crate) struct Prepared {
     pub(crate) plan: Arc<Plan>,
+    /// Its text, with the steps that others add.
+    pub(crate) definition: String,
     pub(crate) parameters: Value,
     pub(crate) descriptors: Vec<DescriptorId>,
 }
@@ -45,22 +49,43 @@ impl Prepared {
         text: &str,
         parameters_json: &str,
     ) -> Result<Self, Problems> {
-        let definition = definition::parse(text)?;
-        let parameters = parameters(&definition, parameters_json)?;
+        let extended = Extended::read(shared, text).await?;
+        let definition = &extended.definition;
+        let parameters = parameters(definition, parameters_json)?;
+        Self::ask(shared, definition).await;
         let services = definition.services();
-        for service in &services {
+        let (catalog, ids) = shared.known.now();
+        let descriptors = services.iter().filter_map(|service| ids.get(*service).copied());
+        let descriptors: BTreeSet<DescriptorId> = descriptors.collect();
+        let named = definition.steps.iter().any(|step| step.own.is_some());
+        let plan = match named.then_some(saved::all(shared)) {
+            None => extended.plan(&catalog)?,
+            Some(all) => {
+                let mut catalog = (*catalog).clone();
+                // A store that does not say it now is asked again when the step runs.
+                if let Ok(all) = all.await {
+                    catalog.set_pipelines(all);
+                }
+                extended.plan(&catalog)?
+            }
+        };
+        let ((plan, definition), descriptors) = (plan, descriptors.into_iter().collect());
+        Ok(Self { plan: Arc::new(plan), definition, parameters, descriptors })
+    }
+
+    /// Asks for the services of a definition that are not known.
+    pub(crate) async fn ask(shared: &Shared, definition: &Definition) {
+        for service in definition.services() {
             let unknown = shared.known.now().0.service(service).is_none();
             if unknown {
                 let asked = shared.known.ask(&shared.store, &shared.client, service).await;
                 let answered = asked == Asked::Answered;
+                if !answered && !shared.alone {
+                    shared.known.look(&shared.store, service).await;
+                }
                 tracing::debug!(service, answered, "an unknown service was asked");
             }
         }
-        let (catalog, ids) = shared.known.now();
-        let descriptors = services.iter().filter_map(|service| ids.get(*service).copied());
-        let descriptors: BTreeSet<DescriptorId> = descriptors.collect();
-        let plan = Arc::new(Plan::new(definition, &catalog)?);
-        Ok(Self { plan, parameters, descriptors: descriptors.into_iter().collect() })
     }
 
     /// Makes the plan of a kept run again.
@@ -82,7 +107,8 @@ impl Prepared {
             }
         }
         let plan = Arc::new(Plan::new(definition, &catalog).map_err(words)?);
-        Ok(Self { plan, parameters, descriptors: run.descriptors.clone() })
+        let definition = run.definition.clone();
+        Ok(Self { plan, definition, parameters, descriptors: run.descriptors.clone() })
     }
 }
 

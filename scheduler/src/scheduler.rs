@@ -1,27 +1,36 @@
 //! Start and stop, and what all parts of a scheduler share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use zex_client::{Client, ClientError, ClientOptions};
+use zex_client::{Chain, Client, ClientError, ClientOptions};
 use zex_pipeline::run::Time;
 use zex_plumbing::Context;
 use zex_worker::{Worker, WorkerError, WorkerHandle};
 
+use crate::budget::{Budget, SchedulerLimits};
+use crate::handle::{Command, RunHandle};
 use crate::known::Known;
+use crate::letters::Waiting;
+use crate::others::Others;
+use crate::preferred::Preferred;
 use crate::prepare::Prepared;
 use crate::service::{CAPACITY, SERVICE, handler};
-use crate::store::{RunsQuery, SharedStore, StoreError};
-use crate::task::{Command, RunHandle, RunTask};
+use crate::store::{RunsQuery, SharedStore, StoreError, Written};
+use crate::task::RunTask;
 
 /// The most runs that have not ended. Each has a task and its plan in memory.
 pub(crate) const LIVE_RUNS_MAX: usize = 10_000;
 
 /// How many commands may wait before one run; each is a person or a program asking.
-const COMMANDS_PER_RUN: usize = 64;
+pub(crate) const COMMANDS_PER_RUN: usize = 64;
+
+/// How long giving the runs back may take when the scheduler stops.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// What a scheduler needs to know.
 #[derive(Clone)]
@@ -34,6 +43,10 @@ pub struct SchedulerSettings {
     pub name: String,
     /// The sockets' context; its own if there is none.
     pub context: Option<Context>,
+    /// What all runs together may take.
+    pub limits: SchedulerLimits,
+    /// What stands around the calls that it makes. One of a step is a part of `run/step/item/attempt`.
+    pub middleware: Chain,
 }
 
 /// Why a scheduler cannot start.
@@ -56,6 +69,9 @@ pub struct Scheduler {
     shared: Arc<Shared>,
     worker: WorkerHandle,
     known: JoinHandle<()>,
+    schedules: JoinHandle<()>,
+    lease: JoinHandle<()>,
+    news: Option<JoinHandle<()>>,
 }
 
 /// What all parts of a scheduler share.
@@ -63,6 +79,26 @@ pub(crate) struct Shared {
     pub(crate) store: SharedStore,
     pub(crate) client: Client,
     pub(crate) known: Known,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) preferred: Arc<Preferred>,
+    /// How people call the scheduler.
+    pub(crate) name: String,
+    /// Rung when a run gives its key back.
+    pub(crate) keys_freed: Notify,
+    /// Rung when a schedule is new or another.
+    pub(crate) schedules_changed: Notify,
+    /// Something stands around its calls.
+    pub(crate) watched: bool,
+    /// Nobody else can have the store.
+    pub(crate) alone: bool,
+    /// Appends that were refused: another scheduler owned the run.
+    pub(crate) fenced: AtomicU64,
+    /// News of runs that other schedulers have.
+    pub(crate) others: Others,
+    /// Who waits for answers to letters.
+    pub(crate) answers: Waiting,
+    /// Rung when another scheduler has gone.
+    pub(crate) gone: Notify,
     runs: Mutex<Runs>,
     /// Turns true when the scheduler stops.
     stopping: watch::Sender<bool>,
@@ -84,17 +120,34 @@ impl Scheduler {
         settings: SchedulerSettings,
         store: SharedStore,
     ) -> Result<Self, SchedulerError> {
-        let options = ClientOptions { context: settings.context.clone(), ..Default::default() };
+        let (context, middleware) = (settings.context.clone(), settings.middleware.clone());
+        let options = ClientOptions { context, middleware, ..Default::default() };
         let client = Client::connect(&settings.in_pipes, options)?;
+        // Before anything is read, so that nothing is missed in between.
+        let news = store.news();
         let known = Known::load(&store).await?;
         let shared = Arc::new(Shared {
+            alone: news.is_none(),
+            watched: !settings.middleware.is_empty(),
+            fenced: AtomicU64::new(0),
+            others: Others::default(),
+            answers: Waiting::default(),
+            gone: Notify::new(),
             store,
             client,
             known,
+            budget: Budget::new(settings.limits),
+            preferred: Arc::default(),
+            name: settings.name.clone(),
+            keys_freed: Notify::new(),
+            schedules_changed: Notify::new(),
             runs: Mutex::new(Runs::default()),
             stopping: watch::Sender::new(false),
         });
-        let count = shared.take_up().await?;
+        let count = match shared.alone {
+            true => shared.take_up().await?,
+            false => crate::lease::begin(&shared).await?,
+        };
         tracing::info!(runs = count, "runs that had not ended are taken up");
         let mut worker = Worker::builder()
             .worker_pipes(&settings.worker_pipes)
@@ -110,13 +163,16 @@ impl Scheduler {
             handler(Arc::clone(&shared)),
         )?;
         let known = tokio::spawn(crate::known::follow(Arc::clone(&shared)));
-        Ok(Self { shared, worker, known })
+        let schedules = tokio::spawn(crate::schedules::follow(Arc::clone(&shared)));
+        let lease = tokio::spawn(crate::lease::follow(Arc::clone(&shared)));
+        let news = news.map(|news| tokio::spawn(crate::others::follow(Arc::clone(&shared), news)));
+        Ok(Self { shared, worker, known, schedules, lease, news })
     }
 
     /// Stops: takes no more requests, answers those it has, lets every run write down
     /// what it knows, and ends: in `timeout`, all together. Runs go on when a scheduler starts on
     /// the same store.
-    pub async fn stop(self, timeout: Duration) {
+    pub async fn stop(mut self, timeout: Duration) {
         let until = tokio::time::Instant::now() + timeout;
         // Watchers would wait for runs that do not go on: their streams end first.
         self.shared.stopping.send_replace(true);
@@ -126,6 +182,14 @@ impl Scheduler {
         if tokio::time::timeout_at(until, ended).await.is_err() {
             tracing::warn!("some runs did not stop in time; the store has what they recorded");
         }
+        // Nothing is renewed any more; others take up the runs at once.
+        let _ended = tokio::time::timeout(RELEASE, &mut self.lease).await.is_ok();
+        let released = tokio::time::timeout(RELEASE, self.shared.store.release()).await;
+        if !matches!(released, Ok(Ok(()))) {
+            tracing::warn!("the runs could not be given back; others wait for the lease to end");
+        }
+        let Written { commits, records, bytes } = self.shared.store.written();
+        tracing::info!(commits, records, bytes, "what the store has written");
     }
 
     /// How many runs have not ended.
@@ -142,6 +206,11 @@ impl Scheduler {
 impl Drop for Scheduler {
     fn drop(&mut self) {
         self.known.abort();
+        self.schedules.abort();
+        self.lease.abort();
+        if let Some(news) = &self.news {
+            news.abort();
+        }
         self.shared.stopping.send_replace(true);
         self.shared.runs().tasks.abort_all();
     }
@@ -168,7 +237,8 @@ impl Shared {
         }
     }
 
-    /// Starts the task of a run that is in the store.
+    /// Starts the task of a run that is in the store, unless it has one: a run with two would be
+    /// fenced by itself.
     pub(crate) fn spawn(self: &Arc<Self>, id: String, prepared: Option<Prepared>) {
         let (commands, queue) = mpsc::channel::<Command>(COMMANDS_PER_RUN);
         let seen = watch::Sender::new(0);
@@ -181,10 +251,15 @@ impl Shared {
             seen,
             stalled,
             stopping: self.stopping.subscribe(),
+            kept: VecDeque::new(),
+            begin: Default::default(),
         };
         let mut runs = self.runs();
         // Tasks that have ended are taken off on the way, so that they do not gather.
         while runs.tasks.try_join_next().is_some() {}
+        if runs.live.contains_key(&id) {
+            return;
+        }
         runs.live.insert(id, handle);
         runs.tasks.spawn(task.run(prepared));
     }
@@ -192,6 +267,11 @@ impl Shared {
     /// The task of a run that has not ended.
     pub(crate) fn live(&self, id: &str) -> Option<RunHandle> {
         self.runs().live.get(id).cloned()
+    }
+
+    /// The ids of all of them.
+    pub(crate) fn live_ids(&self) -> Vec<String> {
+        self.runs().live.keys().cloned().collect()
     }
 
     pub(crate) fn live_count(&self) -> usize {

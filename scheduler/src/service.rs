@@ -6,22 +6,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use prost::Message;
 use tokio::sync::oneshot;
-use zex_pipeline::message;
 use zex_pipeline::problem::Problems;
 use zex_pipeline::record::Record;
-use zex_pipeline::run::{Command as Change, Run, Skip};
-use zex_pipeline::state::{RunState, StepState};
+use zex_pipeline::run::{Command as Change, Skip};
+use zex_pipeline::state::StepState;
 use zex_spec::proto;
 use zex_worker::{Code, Handler, Replies, Request, Status};
 
+use crate::accept::{Wanted, accept, begin_of};
+use crate::handle::{Command, Refused, View};
+use crate::known::Asked;
+use crate::letters::{self, Answer, Ask, CHANGE_PATIENCE, Reply, VIEW_PATIENCE};
 use crate::prepare::Prepared;
-use crate::scheduler::{LIVE_RUNS_MAX, Shared, now};
-use crate::store::{
-    Created, NewRecord, NewRun, RUNS_LISTED_MAX, ReadQuery, RunsQuery, StoreError, StoredRun,
-};
-use crate::task::{Command, Refused, View};
+use crate::scheduler::Shared;
+use crate::store::{Member, RUNS_LISTED_MAX, ReadQuery, RunsQuery, StoreError, StoredRun};
 use crate::views::{decode_steps, definition_of, run_state, run_view, step_view};
 use crate::watch::watch;
+use crate::{artifacts, keys, lease, saved, schedules};
 
 /// The name of the service.
 pub const SERVICE: &str = "zex.Pipelines";
@@ -56,25 +57,44 @@ async fn answer(
     let body = &request.body;
     match request.method.as_str() {
         "Run" => {
-            let reply = start(shared, decode(body)?, request.key.0).await?;
+            let asked: proto::RunRequest = decode(body)?;
+            let reply = accept(shared, Wanted::from((asked, request.key.0))).await?;
             Ok(reply.encode_to_vec().into())
         }
         "Validate" => Ok(validate(shared, decode(body)?).await?.encode_to_vec().into()),
+        "Describe" => Ok(describe(shared, decode(body)?).await?.encode_to_vec().into()),
         "List" => Ok(list(shared, decode(body)?).await?.encode_to_vec().into()),
         "Show" => Ok(show(shared, decode(body)?).await?.encode_to_vec().into()),
-        "Cancel" | "Pause" | "Resume" | "Retry" | "Skip" => {
+        "Signal" => Ok(signal(shared, decode(body)?).await?.encode_to_vec().into()),
+        "SavePipeline" => Ok(saved::save(shared, decode(body)?).await?.encode_to_vec().into()),
+        "ListPipelines" => Ok(saved::list(shared).await?.encode_to_vec().into()),
+        "RemovePipeline" => Ok(saved::remove(shared, decode(body)?).await?.encode_to_vec().into()),
+        "SaveSchedule" => Ok(schedules::save(shared, decode(body)?).await?.encode_to_vec().into()),
+        "ListSchedules" => Ok(schedules::list(shared).await?.encode_to_vec().into()),
+        "RemoveSchedule" => {
+            Ok(schedules::remove(shared, decode(body)?).await?.encode_to_vec().into())
+        }
+        "Schedulers" => Ok(schedulers(shared).await?.encode_to_vec().into()),
+        "Artifacts" => Ok(artifacts::list(shared, decode(body)?).await?.encode_to_vec().into()),
+        "ReadArtifact" => {
+            let _place = Watcher::take(watchers)?;
+            artifacts::read(shared, decode(body)?, &replies).await?;
+            Ok(Bytes::new())
+        }
+        "Cancel" | "Pause" | "Resume" | "Retry" | "Skip" | "Start" => {
             let (run_id, command) = wanted(&request.method, body)?;
             Ok(change(shared, &run_id, command).await?.encode_to_vec().into())
         }
         "Watch" => {
             let wanted: proto::WatchRunRequest = decode(body)?;
             let _place = Watcher::take(watchers)?;
-            watch(shared, &wanted.run_id, wanted.after_offset, &replies).await?;
+            let (run, after) = (&wanted.run_id, wanted.after_offset);
+            watch(shared, run, after, wanted.history, &replies).await?;
             Ok(Bytes::new())
         }
         other => {
             let text = format!(
-                "{SERVICE} has no method `{other}`; it has Run, Validate, List, Show, Watch, Cancel, Pause, Resume, Retry, Skip"
+                "{SERVICE} has no method `{other}`; it has Run, Validate, Describe, List, Show, Watch, Cancel, Pause, Resume, Retry, Skip, Start, Signal, SavePipeline, ListPipelines, RemovePipeline, SaveSchedule, ListSchedules, RemoveSchedule, Artifacts, ReadArtifact, Schedulers"
             );
             Err(Status::new(Code::Unimplemented, text))
         }
@@ -106,79 +126,10 @@ impl Drop for Watcher {
     }
 }
 
-async fn start(
-    shared: &Arc<Shared>,
-    wanted: proto::RunRequest,
-    request_key: [u8; 16],
-) -> Result<proto::RunReply, Status> {
-    if let Some(reply) = known(shared, request_key).await? {
-        return Ok(reply);
-    }
-    let prepared = prepare(shared, &wanted).await?;
-    if shared.live_count() >= LIVE_RUNS_MAX {
-        let text =
-            format!("{LIVE_RUNS_MAX} runs have not ended; no more are taken until some have");
-        return Err(Status::new(Code::ResourceExhausted, text));
-    }
-    let (created, name) = (now(), prepared.plan.name.clone());
-    let id = new_id(created.0)?;
-    let records = Run::first_records(created);
-    let record =
-        |record: &Record| NewRecord { body: record.encode().into(), event: record.is_event() };
-    let kept = shared.store.create(NewRun {
-        id: id.clone(),
-        name: name.clone(),
-        definition: wanted.definition,
-        parameters_json: wanted.parameters_json,
-        descriptors: prepared.descriptors.clone(),
-        request_key,
-        created_ms: created.0,
-        state: RunState::Running,
-        records: records.iter().map(record).collect(),
-    });
-    let run_id = match kept.await {
-        Ok(Created::New) => {
-            shared.spawn(id.clone(), Some(prepared));
-            tracing::info!(run = id, name, "a run is accepted");
-            id
-        }
-        // The same request came before: its run is running or has ended.
-        Ok(Created::Known { id }) => id,
-        Err(error) => {
-            let status = store_status(&error);
-            let text = format!("the pipeline is not accepted: {}", status.message);
-            return Err(Status::new(status.code, text));
-        }
-    };
-    Ok(proto::RunReply { run_id, name })
-}
-
-/// The run that the same request has made before. Asked first of all: that run is kept, whatever
-/// has become of its services or of the room for more since.
-async fn known(
-    shared: &Arc<Shared>,
-    request_key: [u8; 16],
-) -> Result<Option<proto::RunReply>, Status> {
-    let broken = |error| store_status(&error);
-    let Some(run_id) = shared.store.by_key(request_key).await.map_err(broken)? else {
-        return Ok(None);
-    };
-    let row = shared.store.run(run_id.clone()).await.map_err(broken)?;
-    Ok(row.map(|row| proto::RunReply { run_id, name: row.name }))
-}
-
 async fn prepare(shared: &Arc<Shared>, wanted: &proto::RunRequest) -> Result<Prepared, Status> {
     Prepared::new(shared, &wanted.definition, &wanted.parameters_json)
         .await
         .map_err(|problems: Problems| Status::new(Code::InvalidArgument, problems.to_string()))
-}
-
-/// Ids sort by when they were made: 12 digits of milliseconds, 10 of chance.
-fn new_id(now_ms: u64) -> Result<String, Status> {
-    let mut chance = [0; 8];
-    getrandom::fill(&mut chance[3..])
-        .map_err(|error| Status::new(Code::Internal, format!("no random numbers: {error}")))?;
-    Ok(format!("{now_ms:012x}{:010x}", u64::from_be_bytes(chance)))
 }
 
 async fn validate(
@@ -188,6 +139,30 @@ async fn validate(
     let plan = prepare(shared, &wanted).await?.plan;
     let steps = plan.order.iter().map(|step| plan.steps[*step].id.to_string()).collect();
     Ok(proto::ValidateReply { name: plan.name.clone(), steps })
+}
+
+/// What is known of a service: who records calls asks, also while nobody serves it.
+async fn describe(
+    shared: &Arc<Shared>,
+    wanted: proto::DescribeRequest,
+) -> Result<proto::DescribeReply, Status> {
+    let service = &wanted.service;
+    if shared.known.now().0.service(service).is_none() {
+        // Its worker may have come a moment ago.
+        let asked = shared.known.ask(&shared.store, &shared.client, service).await;
+        if asked == Asked::NoAnswer && !shared.alone {
+            shared.known.look(&shared.store, service).await;
+        }
+    }
+    let (catalog, ids) = shared.known.now();
+    let Some(id) = ids.get(service) else {
+        let why = catalog.no_service(service);
+        return Err(Status::new(Code::NotFound, why));
+    };
+    let kept = shared.store.descriptors(*id).await.map_err(|error| store_status(&error))?;
+    let missing = || Status::new(Code::DataLoss, format!("the descriptors of {service} are gone"));
+    let descriptors = kept.ok_or_else(missing)?.to_vec();
+    Ok(proto::DescribeReply { descriptors })
 }
 
 async fn list(
@@ -228,7 +203,9 @@ async fn show(
 
 /// A run with its steps: from its task while it lives, else from the store.
 async fn view(shared: &Arc<Shared>, id: &str) -> Result<(StoredRun, proto::RunView), Status> {
-    let live = match shared.live(id) {
+    let here = shared.live(id);
+    let elsewhere = here.is_none() && !shared.alone;
+    let mut live = match here {
         Some(run) => {
             let (answer, view) = oneshot::channel();
             // No task, no answer: then the store knows how it ended.
@@ -239,9 +216,16 @@ async fn view(shared: &Arc<Shared>, id: &str) -> Result<(StoredRun, proto::RunVi
         }
         None => None,
     };
-    let row = shared.store.run(id.to_owned()).await.map_err(|error| store_status(&error))?;
-    let row = row.ok_or_else(|| no_run(id))?;
-    let mut view = run_view(&row, stalled(shared, &row));
+    let mut row = stored(shared, id).await?;
+    let mut stalled = stalled(shared, &row);
+    if elsewhere && !row.state.is_end() {
+        (live, stalled) = others_view(shared, id).await?;
+        if live.is_none() {
+            // It may have ended meanwhile.
+            row = stored(shared, id).await?;
+        }
+    }
+    let mut view = run_view(&row, stalled);
     let steps = match (live, &row.steps) {
         (_, Some(steps)) if row.state.is_end() => decode_steps(steps),
         (Some(View { state, reason, steps }), _) => {
@@ -250,11 +234,50 @@ async fn view(shared: &Arc<Shared>, id: &str) -> Result<(StoredRun, proto::RunVi
         }
         (None, _) => Vec::new(),
     };
+    if let Some(begin) = begin_of(shared, id).await {
+        view.key = begin.key.unwrap_or_default();
+        view.parent_run_id = begin.parent.unwrap_or_default();
+        view.made_by = begin.by;
+    }
     if let Some(definition) = definition_of(&row) {
         let step = |(index, step)| step_view(&definition, index, step);
         view.steps = steps.iter().enumerate().map(step).collect();
     }
     Ok((row, view))
+}
+
+async fn stored(shared: &Arc<Shared>, id: &str) -> Result<StoredRun, Status> {
+    let row = shared.store.run(id.to_owned()).await.map_err(|error| store_status(&error))?;
+    row.ok_or_else(|| no_run(id))
+}
+
+/// How far a run of another scheduler is, or why that is not known.
+async fn others_view(shared: &Arc<Shared>, id: &str) -> Result<(Option<View>, String), Status> {
+    let answer = letters::ask(shared, id, &Ask::View, VIEW_PATIENCE).await;
+    Ok(match answer.map_err(|error| store_status(&error))? {
+        Answer::Told(Reply::View(view)) => (Some(view), String::new()),
+        Answer::Told(Reply::State(why) | Reply::Stalled(why)) => (None, why),
+        Answer::Told(Reply::Done) | Answer::Nobody => (None, String::new()),
+        Answer::Later => {
+            let why = "the scheduler that has the run does not answer; another takes it up soon";
+            (None, why.to_owned())
+        }
+    })
+}
+
+/// The schedulers that share the store.
+async fn schedulers(shared: &Arc<Shared>) -> Result<proto::SchedulersReply, Status> {
+    let members = match shared.alone {
+        true => vec![lease::member(shared)],
+        false => shared.store.members().await.map_err(|error| store_status(&error))?,
+    };
+    let view = |member: Member| proto::SchedulerView {
+        name: member.name,
+        alive: member.alive,
+        runs: member.runs,
+        fenced: member.fenced,
+    };
+    Ok(proto::SchedulersReply { schedulers: members.into_iter().map(view).collect() })
 }
 
 /// Adds the recorded outputs, as JSON.
@@ -275,20 +298,21 @@ async fn add_outputs(
         for (offset, body) in page {
             let record = Record::decode(&body)
                 .map_err(|error| broken(format!("record {offset}: {error}")))?;
-            let Record::Step { step, state: StepState::Succeeded, output: Some(output), .. } =
-                record
-            else {
-                continue;
+            let (step, output) = match record {
+                Record::Step {
+                    step, state: StepState::Succeeded, output: Some(output), ..
+                } => (step, output),
+                Record::Outputs { body, .. } => {
+                    view.output_json = String::from_utf8_lossy(&body).into_owned();
+                    continue;
+                }
+                _ => continue,
             };
             let planned = plan.steps.get(step as usize);
             let shown = view.steps.get_mut(step as usize);
             if let (Some(planned), Some(shown)) = (planned, shown) {
-                let decoded = message::decode(&planned.output, &output);
-                let json = decoded.and_then(|message| {
-                    message::to_json(&message).map_err(|error| error.to_string())
-                });
                 // An answer that nobody reads may be anything; the run did not need it.
-                shown.output_json = json.unwrap_or_default();
+                shown.output_json = planned.json(&output).unwrap_or_default();
             }
         }
     }
@@ -304,6 +328,10 @@ fn wanted(method: &str, body: &Bytes) -> Result<(String, Change), Status> {
         "Pause" => {
             let proto::PauseRunRequest { run_id, reason } = decode(body)?;
             (run_id, Change::Pause { reason: text(reason, "paused by hand") })
+        }
+        "Start" => {
+            let proto::StartRunRequest { run_id } = decode(body)?;
+            (run_id, Change::Start)
         }
         "Resume" => {
             let proto::ResumeRunRequest { run_id } = decode(body)?;
@@ -334,15 +362,38 @@ fn wanted(method: &str, body: &Bytes) -> Result<(String, Change), Status> {
     })
 }
 
+/// Tells a run that something has happened, by its id or by its key.
+async fn signal(
+    shared: &Arc<Shared>,
+    asked: proto::SignalRequest,
+) -> Result<proto::RunView, Status> {
+    let invalid = |text: &str| Status::new(Code::InvalidArgument, text.to_owned());
+    let id = match (asked.run_id.is_empty(), asked.key.is_empty()) {
+        (false, true) => asked.run_id,
+        (true, false) => {
+            let holder = keys::holder(shared, &asked.key).await;
+            let holder = holder.map_err(|error| store_status(&error))?;
+            let text = format!("no run has the key `{}`", asked.key);
+            holder.ok_or_else(|| Status::new(Code::NotFound, text))?
+        }
+        _ => return Err(invalid("a signal goes to a run, by its id or by its key")),
+    };
+    let payload = Bytes::from(asked.payload_json);
+    change(shared, &id, Change::Signal { name: asked.name, payload }).await
+}
+
 /// Has something done with a run; how it is then.
 async fn change(shared: &Arc<Shared>, id: &str, command: Change) -> Result<proto::RunView, Status> {
     let cancel = matches!(command, Change::Cancel { .. });
     let mut told = None;
     if let Some(run) = shared.live(id) {
         let (answer, done) = oneshot::channel();
-        if run.commands.send(Command::Change(command, answer)).await.is_ok() {
+        if run.commands.send(Command::Change(command.clone(), answer)).await.is_ok() {
             told = done.await.ok();
         }
+    }
+    if told.is_none() {
+        told = tell_owner(shared, id, command).await?;
     }
     match told {
         Some(Ok(())) => {}
@@ -358,6 +409,25 @@ async fn change(shared: &Arc<Shared>, id: &str, command: Change) -> Result<proto
         }
     }
     Ok(view(shared, id).await?.1)
+}
+
+/// Has something done with a run that is not here. None when it has ended.
+async fn tell_owner(
+    shared: &Arc<Shared>,
+    id: &str,
+    command: Change,
+) -> Result<Option<Result<(), Refused>>, Status> {
+    let answer = letters::ask(shared, id, &Ask::Change(command), CHANGE_PATIENCE).await;
+    Ok(match answer.map_err(|error| store_status(&error))? {
+        Answer::Told(Reply::Done | Reply::View(_)) => Some(Ok(())),
+        Answer::Told(Reply::State(why)) => Some(Err(Refused::State(why))),
+        Answer::Told(Reply::Stalled(why)) => Some(Err(Refused::Stalled(why))),
+        Answer::Nobody => None,
+        Answer::Later => {
+            let why = "nobody has the run now; what is wanted is kept, and done by who takes it up";
+            Some(Err(Refused::Stalled(why.to_owned())))
+        }
+    })
 }
 
 /// What to say of a run that is not there.
@@ -377,6 +447,7 @@ pub(crate) fn store_status(error: &StoreError) -> Status {
         StoreError::Locked(_)
         | StoreError::Unusable { .. }
         | StoreError::Broken(_)
+        | StoreError::Unreachable(_)
         | StoreError::Closed => Code::Unavailable,
     };
     Status::new(code, error.to_string())

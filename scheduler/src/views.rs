@@ -2,7 +2,7 @@
 
 use zex_pipeline::definition::{self, Definition};
 use zex_pipeline::record::{Counts, FailedAttempt, Record};
-use zex_pipeline::run::{StepView, code_name};
+use zex_pipeline::run::{StageView, StepView, code_name};
 use zex_pipeline::state::{RunState, StepState};
 use zex_spec::proto;
 
@@ -64,6 +64,7 @@ pub(crate) fn run_view(run: &StoredRun, stalled: String) -> proto::RunView {
         definition: String::new(),
         parameters_json: run.parameters_json.clone(),
         stalled,
+        ..proto::RunView::default()
     }
 }
 
@@ -77,6 +78,8 @@ pub(crate) fn step_view(definition: &Definition, index: usize, view: &StepView) 
     let shown = proto::StepView {
         state: step_state(view.state).into(),
         error: view.error.clone(),
+        stage: view.stage.as_ref().map(stage_view),
+        progress_json: view.progress.clone(),
         ..counts_view(&view.counts)
     };
     named(definition, index, shown)
@@ -84,11 +87,7 @@ pub(crate) fn step_view(definition: &Definition, index: usize, view: &StepView) 
 
 fn named(definition: &Definition, index: usize, view: proto::StepView) -> proto::StepView {
     let Some(step) = definition.steps.get(index) else { return view };
-    proto::StepView {
-        id: step.id.clone(),
-        call: format!("{}/{}", step.service, step.method),
-        ..view
-    }
+    proto::StepView { id: step.id.clone(), call: step.words(), ..view }
 }
 
 fn counts_view(counts: &Counts) -> proto::StepView {
@@ -100,6 +99,28 @@ fn counts_view(counts: &Counts) -> proto::StepView {
         retries: counts.retries,
         items_complete: counts.items_complete,
         ..proto::StepView::default()
+    }
+}
+
+fn stage_view(stage: &StageView) -> proto::StageView {
+    let rate = match stage.for_ms {
+        0 => 0.0,
+        ms => stage.items as f64 * 1_000.0 / ms as f64,
+    };
+    proto::StageView {
+        since_ms: signed(stage.since_ms),
+        for_ms: stage.for_ms,
+        places: stage.places,
+        items: stage.items,
+        rate,
+        work_ms: stage.work_ms,
+        record_ms: stage.record_ms,
+        input_ms: stage.input_ms,
+        room_ms: stage.room_ms,
+        other_ms: stage.other_ms,
+        buffer: stage.fill,
+        buffer_most: stage.fill_most,
+        buffer_bound: stage.fill_bound,
     }
 }
 
@@ -138,6 +159,13 @@ pub(crate) fn events(
                 step_id: step_id(*step),
                 state: step_state(StepState::Running).into(),
                 reason: "tried again".to_owned(),
+            }),
+        ),
+        Record::Finalize { at_ms } => one(
+            *at_ms,
+            Event::Run(proto::RunStateChanged {
+                state: run_state(RunState::Running).into(),
+                reason: "its last phase begins anew".to_owned(),
             }),
         ),
         Record::SkipItems { at_ms, step } => one(
@@ -194,7 +222,31 @@ pub(crate) fn events(
             let steps = steps.iter().map(view).collect();
             one(*at_ms, Event::Progress(proto::Progress { steps }))
         }
-        Record::Opened { .. } | Record::Items { .. } | Record::Done { .. } => Vec::new(),
+        Record::Owner { at_ms, by, epoch } => {
+            one(*at_ms, Event::Owner(proto::OwnerChanged { scheduler: by.clone(), epoch: *epoch }))
+        }
+        Record::Signal { at_ms, name, payload } => one(
+            *at_ms,
+            Event::Signal(proto::Signalled {
+                name: name.clone(),
+                payload_json: String::from_utf8_lossy(payload).into_owned(),
+            }),
+        ),
+        Record::Reported { at_ms, step, shown, .. } => one(
+            *at_ms,
+            Event::Reported(proto::StepReported {
+                step_id: step_id(*step),
+                progress_json: shown.clone(),
+            }),
+        ),
+        Record::Begin { .. }
+        | Record::Outputs { .. }
+        | Record::Polled { .. }
+        | Record::Opened { .. }
+        | Record::Items { .. }
+        | Record::Batches { .. }
+        | Record::Results { .. }
+        | Record::Done { .. } => Vec::new(),
     }
 }
 

@@ -1,7 +1,9 @@
 //! The events of a run, from any offset, live: the journal is read, and read on each
-//! time the run has written an event. A slow watcher slows nobody but itself.
+//! time the run has written an event, here or at another scheduler. A slow watcher slows
+//! nobody but itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use zex_pipeline::definition::Definition;
 use zex_pipeline::record::Record;
@@ -18,11 +20,15 @@ use crate::views::{definition_of, events};
 /// Bytes of journal that are read at once for a watcher.
 const PAGE_BYTES: usize = 64 << 10;
 
+/// How often the journal of another scheduler's run is read of which no news came.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
 /// Tells what happened to a run after an offset, then what happens, until it ends.
 pub(crate) async fn watch(
     shared: &Arc<Shared>,
     id: &str,
     mut after: u64,
+    history: bool,
     replies: &Replies,
 ) -> Result<(), Status> {
     let row = shared.store.run(id.to_owned()).await.map_err(|error| store_status(&error))?;
@@ -31,21 +37,31 @@ pub(crate) async fn watch(
         Status::new(Code::FailedPrecondition, format!("the definition of {id} is not understood"))
     })?;
     let mut stopping = shared.stopping();
-    // Taken before the journal is read: what is written in between is seen as news.
-    let mut news = shared.live(id).map(|run| run.seen);
     loop {
+        // Taken before the journal is read: what is written in between is seen as news.
+        let mut news = match shared.live(id) {
+            Some(run) => Some(run.seen),
+            None => (!shared.alone).then(|| shared.others.news(id)),
+        };
         if let Some(news) = &mut news {
             news.mark_unchanged();
         }
-        let (last, ended) = send_written(shared, id, after, &definition, replies).await?;
+        let (last, mut ended) = send_written(shared, id, after, &definition, replies).await?;
+        if last == after && !ended && shared.live(id).is_none() {
+            // Its end was told before, to who watches on from there.
+            let row =
+                shared.store.run(id.to_owned()).await.map_err(|error| store_status(&error))?;
+            ended = row.is_none_or(|row| row.state.is_end());
+        }
         after = last;
-        let Some(news) = news.as_mut().filter(|_| !ended) else { return Ok(()) };
+        let Some(news) = news.as_mut().filter(|_| !ended && !history) else { return Ok(()) };
         tokio::select! {
-            changed = news.changed() => if changed.is_err() {
+            changed = news.changed() => if changed.is_err() && shared.alone {
                 // The run is over, or its task is: what it wrote last is read once more.
                 send_written(shared, id, after, &definition, replies).await?;
                 return Ok(());
             },
+            () = tokio::time::sleep(LOOK_EVERY), if !shared.alone => {}
             () = stopped(&mut stopping) => {
                 let text = format!("the scheduler stops; watch again after offset {after}");
                 return Err(Status::new(Code::Unavailable, text));

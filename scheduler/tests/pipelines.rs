@@ -150,7 +150,7 @@ async fn what_does_not_fit_is_refused_with_its_place() {
         let status = world.ask::<proto::RunView>(method, &request).await.unwrap_err();
         assert_eq!(status.code, Code::NotFound, "{method}: {status}");
     }
-    let request = proto::RunRequest { definition: ASSIGN.into(), parameters_json: String::new() };
+    let request = proto::RunRequest { definition: ASSIGN.into(), ..Default::default() };
     let valid: proto::ValidateReply = world.ask("Validate", &request).await.unwrap();
     assert_eq!(valid.steps, ["users", "assign", "total"]);
     assert_eq!(scheduler.live_runs(), 0);
@@ -187,7 +187,7 @@ async fn a_request_that_is_sent_twice_is_one_run() {
     let scheduler = world.scheduler(Arc::clone(&store)).await;
     let request = |definition: &str| {
         let definition = definition.to_owned();
-        let request = proto::RunRequest { definition, parameters_json: String::new() };
+        let request = proto::RunRequest { definition, ..Default::default() };
         Call::new(SERVICE, "Run", request.encode_to_vec()).key(Key([7; 16]))
     };
     let mut ids = Vec::new();

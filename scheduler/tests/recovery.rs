@@ -81,7 +81,8 @@ async fn a_scheduler_that_stops_says_so_to_who_watches_and_goes_on_later() {
     let run = world.run(ASSIGN, &format!(r#"{{"count": {USERS}}}"#)).await;
     until("a part is done", || async { world.groups.size() >= 500 }).await;
     let watching = {
-        let request = proto::WatchRunRequest { run_id: run.clone(), after_offset: 0 };
+        let request =
+            proto::WatchRunRequest { run_id: run.clone(), after_offset: 0, ..Default::default() };
         let body = prost::Message::encode_to_vec(&request);
         let call = zex_client::Call::new("zex.Pipelines", "Watch", body).deadline(world::PATIENCE);
         world.client.server_stream(call).await.unwrap()

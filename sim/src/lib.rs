@@ -13,6 +13,7 @@
 //! gives the same run for ever, and a violation comes with the command that shows it again.
 //!
 //! - [`run`] runs one seed; [`story`] runs it again and tells what happened to one call or worker.
+//! - [`pipelines`]: schedulers, their store and what is below them, in worlds of their own.
 //! - [`Setup`]: a short world or one of any length, and a [`Mechanism`] that is switched off, to
 //!   see that a checker notices.
 //!
@@ -40,6 +41,7 @@ mod faults;
 mod ledger;
 mod net;
 mod picks;
+pub mod pipelines;
 mod pipes;
 mod queue;
 mod requests;

@@ -9,7 +9,8 @@
 //! - [`ez`]: the other dialect, of 2020, on the same ports.
 //! - [`Incarnation`], [`PeerId`], [`Key`], [`Address`], [`home`]: the names on the wire.
 //! - [`Code`], [`Status`]: how a call ends. [`Metadata`]: what travels beside its messages.
-//! - [`proto`]: the protobuf messages of the services that the mesh itself answers.
+//! - [`proto`]: the protobuf messages of the services that the mesh itself answers. [`schema`]: what a
+//!   method of any other service is, as one word.
 //!
 //! `protocol.md` beside this crate is the specification; `vectors/` holds examples, valid and
 //! malformed, that every SDK is tested with. This crate knows nothing of sockets, time or roles.
@@ -21,6 +22,7 @@ mod metadata;
 mod packet;
 mod prefix;
 pub mod proto;
+pub mod schema;
 mod shape;
 mod status;
 

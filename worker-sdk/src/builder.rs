@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use zex_core::session::MemoryLimits;
 use zex_core::session::worker::Settings;
-use zex_plumbing::{Clock, Context, mailbox, new_peer_id};
+use zex_plumbing::{Chain, Clock, Context, mailbox, new_peer_id};
 use zex_spec::{MAX_NAME_BYTES, MAX_SERVICES, MESH_SERVICE};
 
+use crate::labels::{LABEL_MAX_BYTES, LABEL_SIGN, LABELS_MAX};
 use crate::thread::{Commands, IoThread, Shared};
 use crate::worker::WorkerHandle;
 
@@ -31,8 +32,10 @@ impl Worker {
             worker_pipes: Vec::new(),
             name: "worker".into(),
             capacity: DEFAULT_CAPACITY,
+            labels: Vec::new(),
             memory: MemoryLimits::default(),
             context: None,
+            middleware: Chain::default(),
         }
     }
 }
@@ -43,8 +46,10 @@ pub struct WorkerBuilder {
     worker_pipes: Vec<String>,
     name: String,
     capacity: u32,
+    labels: Vec<String>,
     memory: MemoryLimits,
     context: Option<Context>,
+    middleware: Chain,
 }
 
 /// Why a worker cannot be started or cannot serve.
@@ -61,11 +66,28 @@ pub enum WorkerError {
         /// Its length in bytes.
         len: usize,
     },
+    /// A label that is none.
+    #[error(
+        "`{0}` is no label: that is a word such as gpu, or a pair such as node=a, of letters, \
+         digits, _, - and ., with at most {LABEL_MAX_BYTES} bytes"
+    )]
+    Label(String),
+    /// More labels than one worker may have.
+    #[error("a worker has at most {LABELS_MAX} labels, not {0}")]
+    Labels(usize),
+    /// A service whose name looks like one with a label.
+    #[error(
+        "`{0}` cannot be served: behind a {LABEL_SIGN} stands a label, and labels are the worker's"
+    )]
+    Labelled(String),
     /// More work at once than its beats can list.
     #[error("a worker takes at most {MAX_CAPACITY} tasks at once, not {0}; start several workers")]
     Capacity(u32),
     /// More services than one worker may have.
-    #[error("a worker serves at most {MAX_SERVICES} services; start another worker for more")]
+    #[error(
+        "a worker serves at most {MAX_SERVICES} services, each under each of its labels counted \
+         too; start another worker for more"
+    )]
     Services,
     /// A service that the brokers serve themselves.
     #[error("{MESH_SERVICE} is served by the brokers; give the service another name")]
@@ -103,6 +125,13 @@ impl WorkerBuilder {
         self
     }
 
+    /// What is special about it: words such as `gpu`, or pairs such as `node=a`; at most
+    /// [`LABELS_MAX`]. It serves each of its services also under the name `pkg.Service@label`.
+    pub fn labels(mut self, labels: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.labels = labels.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// How much it remembers of keys and answers.
     pub fn memory(mut self, limits: MemoryLimits) -> Self {
         self.memory = limits;
@@ -115,6 +144,13 @@ impl WorkerBuilder {
         self
     }
 
+    /// What stands around its handlers. [`Middleware::begin`](crate::Middleware::begin) may change what the
+    /// handler is told of the metadata.
+    pub fn middleware(mut self, chain: Chain) -> Self {
+        self.middleware = chain;
+        self
+    }
+
     /// Starts it. Handlers run on the tokio runtime that this is called in.
     ///
     /// # Errors
@@ -122,6 +158,7 @@ impl WorkerBuilder {
     pub fn start(self) -> Result<WorkerHandle, WorkerError> {
         let runtime = tokio::runtime::Handle::try_current()?;
         check_name("worker", &self.name)?;
+        let labels = crate::labels::check(self.labels)?;
         if self.capacity > MAX_CAPACITY {
             return Err(WorkerError::Capacity(self.capacity));
         }
@@ -152,14 +189,14 @@ impl WorkerBuilder {
             dealers,
             (commands.clone(), mailbox),
             clock,
-            runtime,
+            (runtime, self.middleware),
             Arc::clone(&shared),
         );
         std::thread::Builder::new()
             .name("zex-worker".into())
             .spawn(move || thread.run(context))
             .map_err(WorkerError::Thread)?;
-        Ok(WorkerHandle::new(me, clock, commands, shared))
+        Ok(WorkerHandle::new(me, labels, clock, commands, shared))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::requests::Requests;
 /// One call, as its handler sees it.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// `pkg.Service`, as it was served.
+    /// `pkg.Service`, as it was served; also when the caller asked for one with a label.
     pub service: String,
     /// `Method`.
     pub method: String,

@@ -27,6 +27,9 @@
 //!   task of the runtime that started the worker; it is dropped when its caller cancels or stops
 //!   waiting. A panic in it is `INTERNAL` for its caller and nothing else.
 //! - [`Requests`], [`stream_handler()`]: the same for calls with a stream of requests.
+//! - [`Middleware`], [`WorkerBuilder::middleware`]: what stands around every handler, for metrics and
+//!   the like.
+//! - [`WorkerBuilder::labels`]: what is special about a worker, for callers that ask for it.
 //!
 //! A stream's handler sends messages and returns an empty body at its end:
 //!
@@ -63,6 +66,7 @@
 
 mod builder;
 mod handler;
+mod labels;
 mod replies;
 mod requests;
 mod task;
@@ -71,8 +75,10 @@ mod worker;
 
 pub use builder::{Worker, WorkerBuilder, WorkerError};
 pub use handler::{Handler, Request, handler, stream_handler};
+pub use labels::{LABEL_MAX_BYTES, LABEL_SIGN, LABELS_MAX, is_label, labelled, split_label};
 pub use replies::Replies;
 pub use requests::Requests;
 pub use worker::WorkerHandle;
 pub use zex_core::session::MemoryLimits;
+pub use zex_plumbing::{Chain, Middleware, Subject};
 pub use zex_spec::{Code, Key, Metadata, MetadataError, Status};

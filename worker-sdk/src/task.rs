@@ -9,12 +9,20 @@ use futures_util::FutureExt;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use zex_core::session::worker::RunId;
+use zex_plumbing::{Chain, Subject, Underway};
 use zex_spec::{Code, Status};
 
 use crate::handler::{Handler, Request};
 use crate::replies::Replies;
 use crate::requests::{MAX_PARTS, Part, Requests};
 use crate::thread::{Command, Commands};
+
+/// What is to be answered, and by whom.
+pub(crate) struct Answering {
+    pub(crate) handler: Handler,
+    pub(crate) chain: Chain,
+    pub(crate) request: Request,
+}
 
 /// A handler that runs.
 pub(crate) struct Task {
@@ -29,16 +37,15 @@ impl Task {
     pub(crate) fn start(
         runtime: &tokio::runtime::Handle,
         run: RunId,
-        handler: Handler,
-        request: Request,
+        answering: Answering,
         takes_requests: bool,
         commands: Commands,
     ) -> Self {
-        let room = request.streaming.then(Replies::new_room);
+        let room = answering.request.streaming.then(Replies::new_room);
         let replies = Replies::new(run, commands.clone(), room.clone());
         let (parts, requests) = takes_requests.then(|| mpsc::channel(MAX_PARTS)).unzip();
         let requests = requests.map(|parts| Requests::stream(run, commands.clone(), parts));
-        let task = runtime.spawn(answer(run, handler, request, requests, replies, commands));
+        let task = runtime.spawn(answer(run, answering, requests, replies, commands));
         Self { abort: task.abort_handle(), room, requests: parts }
     }
 
@@ -81,22 +88,46 @@ impl Drop for Task {
 
 async fn answer(
     run: RunId,
-    handler: Handler,
-    request: Request,
+    answering: Answering,
     requests: Option<Requests>,
     replies: Replies,
     commands: Commands,
 ) {
-    // The call of the function is inside, so that a panic in it is caught as well.
-    let answering = async move { handler.answer(request, requests, replies).await };
-    // A handler that panicked is not used again: its future is dropped, and what it shares with
-    // others is as safe as it was before threads could panic, with locks that are poisoned.
-    let outcome = AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|panic| {
-        let text = format!("the handler panicked: {}", words(panic.as_ref()));
-        Err(Status::new(Code::Internal, text))
+    let Answering { handler, chain, mut request } = answering;
+    let outcome = caught(async move {
+        let mut underway = begin(&chain, &mut request)?;
+        // The call of the function is inside, so that a panic in it is caught as well.
+        let outcome = caught(async move { handler.answer(request, requests, replies).await }).await;
+        underway.end(outcome.as_ref().map(|_| ()));
+        outcome
     });
     // A worker that has stopped has answered already.
-    let _ = commands.send(Command::Finish(run, outcome)).await;
+    let _ = commands.send(Command::Finish(run, outcome.await)).await;
+}
+
+/// What a future gives, or that it panicked. One that did is not used again: it is dropped, and what it
+/// shares with others is as safe as it was before threads could panic, with locks that are poisoned.
+async fn caught(answering: impl Future<Output = Result<Bytes, Status>>) -> Result<Bytes, Status> {
+    AssertUnwindSafe(answering).catch_unwind().await.unwrap_or_else(|panic| {
+        let text = format!("the handler panicked: {}", words(panic.as_ref()));
+        Err(Status::new(Code::Internal, text))
+    })
+}
+
+/// Begins the call for what stands around handlers.
+fn begin(chain: &Chain, request: &mut Request) -> Result<Underway, Status> {
+    if chain.is_empty() {
+        return Ok(Underway::default());
+    }
+    let (metadata, underway) = chain.begin(Subject {
+        service: request.service.clone(),
+        method: request.method.clone(),
+        key: request.key,
+        metadata: std::mem::take(&mut request.metadata),
+        part_of: None,
+    })?;
+    request.metadata = metadata;
+    Ok(underway)
 }
 
 /// What a panic said.

@@ -17,11 +17,12 @@ use tokio::sync::{Semaphore, TryAcquireError, oneshot};
 use zex_core::Time;
 use zex_core::session::Path;
 use zex_core::session::worker::{Action, Begin, Event, RunId, Session, Settings};
-use zex_plumbing::{Clock, Context, Dealers, Handle, Mailbox, Socket};
+use zex_plumbing::{Chain, Clock, Context, Dealers, Handle, Mailbox, Socket};
 use zex_spec::{Code, DESCRIPTORS_METHOD, MAX_SERVICES, Metadata, Options, Status};
 
 use crate::handler::{Handler, Request};
-use crate::task::Task;
+use crate::labels::split_label;
+use crate::task::{Answering, Task};
 
 /// Commands, and packets of one pipe, that one turn takes, so that none starves the others.
 const BATCH: usize = 256;
@@ -87,9 +88,18 @@ impl Commands {
 
 /// What its owner tells a worker. Rare, and never to be lost.
 pub(crate) enum Order {
-    Serve { service: String, handler: Handler, descriptors: Option<Bytes>, about: Metadata },
-    Withdraw(String),
-    Drain { until: Time, done: Option<oneshot::Sender<()>> },
+    /// A service, under each of its names.
+    Serve {
+        names: Vec<String>,
+        handler: Handler,
+        descriptors: Option<Bytes>,
+        about: Metadata,
+    },
+    Withdraw(Vec<String>),
+    Drain {
+        until: Time,
+        done: Option<oneshot::Sender<()>>,
+    },
 }
 
 /// What the handles share with the thread.
@@ -114,19 +124,21 @@ impl Shared {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// Notes that a service is to be served. False if there are too many.
-    pub(crate) fn may_serve(&self, service: &str) -> bool {
+    /// Notes that a service is to be served, under these names. False if there are too many.
+    pub(crate) fn may_serve(&self, names: &[String]) -> bool {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        if !served.contains(service) && served.len() >= MAX_SERVICES {
+        let more = names.iter().filter(|name| !served.contains(*name)).count();
+        if served.len() + more > MAX_SERVICES {
             return false;
         }
-        served.insert(service.to_owned());
+        served.extend(names.iter().cloned());
         true
     }
 
     /// Notes that a service is not served any more.
-    pub(crate) fn withdrawn(&self, service: &str) {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner).remove(service);
+    pub(crate) fn withdrawn(&self, names: &[String]) {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.retain(|name| !names.contains(name));
     }
 
     fn take_orders(&self) -> Vec<Order> {
@@ -138,6 +150,7 @@ impl Shared {
     }
 }
 
+#[derive(Clone)]
 struct Served {
     handler: Handler,
     descriptors: Option<Bytes>,
@@ -152,6 +165,7 @@ pub(crate) struct IoThread {
     mailbox: Mailbox<Command>,
     clock: Clock,
     runtime: tokio::runtime::Handle,
+    middleware: Chain,
     shared: Arc<Shared>,
     services: BTreeMap<String, Served>,
     tasks: HashMap<RunId, Task>,
@@ -166,7 +180,7 @@ impl IoThread {
         sockets: Vec<Socket>,
         (commands, mailbox): (Commands, Mailbox<Command>),
         clock: Clock,
-        runtime: tokio::runtime::Handle,
+        (runtime, middleware): (tokio::runtime::Handle, Chain),
         shared: Arc<Shared>,
     ) -> Self {
         Self {
@@ -176,6 +190,7 @@ impl IoThread {
             mailbox,
             clock,
             runtime,
+            middleware,
             shared,
             services: BTreeMap::new(),
             tasks: HashMap::new(),
@@ -274,11 +289,12 @@ impl IoThread {
 
     fn obey(&mut self, now: Time, order: Order) {
         match order {
-            Order::Serve { service, handler, descriptors, about } => {
-                self.services.insert(service, Served { handler, descriptors, about });
+            Order::Serve { names, handler, descriptors, about } => {
+                let served = Served { handler, descriptors, about };
+                self.services.extend(names.into_iter().map(|name| (name, served.clone())));
             }
-            Order::Withdraw(service) => {
-                self.services.remove(&service);
+            Order::Withdraw(names) => {
+                self.services.retain(|name, _| !names.contains(name));
             }
             Order::Drain { until, done } => {
                 self.drained.extend(done);
@@ -352,7 +368,7 @@ impl IoThread {
             return self.session.handle(now, Event::Finish(run, outcome));
         }
         let request = Request {
-            service: begin.service,
+            service: split_label(&begin.service).0.to_owned(),
             method: begin.method,
             body: begin.body,
             metadata: begin.metadata,
@@ -364,7 +380,8 @@ impl IoThread {
         };
         let (handler, commands) = (served.handler.clone(), self.commands.clone());
         let requests = begin.options.has(Options::REQUESTS);
-        let task = Task::start(&self.runtime, run, handler, request, requests, commands);
+        let answering = Answering { handler, chain: self.middleware.clone(), request };
+        let task = Task::start(&self.runtime, run, answering, requests, commands);
         self.tasks.insert(run, task);
     }
 

@@ -10,6 +10,7 @@ use zex_spec::{MESH_SERVICE, Metadata, PeerId};
 
 use crate::builder::{WorkerError, check_name};
 use crate::handler::Handler;
+use crate::labels::{LABEL_SIGN, labelled};
 use crate::thread::{Commands, Order, Shared};
 
 /// How long a worker whose handles are all gone may take to finish what it holds.
@@ -23,14 +24,21 @@ pub struct WorkerHandle {
 
 struct Owner {
     id: PeerId,
+    labels: Vec<String>,
     clock: Clock,
     commands: Commands,
     shared: Arc<Shared>,
 }
 
 impl WorkerHandle {
-    pub(crate) fn new(id: PeerId, clock: Clock, commands: Commands, shared: Arc<Shared>) -> Self {
-        Self { owner: Arc::new(Owner { id, clock, commands, shared }) }
+    pub(crate) fn new(
+        id: PeerId,
+        labels: Vec<String>,
+        clock: Clock,
+        commands: Commands,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { owner: Arc::new(Owner { id, labels, clock, commands, shared }) }
     }
 
     /// The worker's instance id, as `zex workers` shows it.
@@ -41,7 +49,8 @@ impl WorkerHandle {
     /// Serves `pkg.Service` from now on; again, with another handler.
     ///
     /// # Errors
-    /// [`WorkerError::Name`] for a name that does not travel, [`WorkerError::Reserved`],
+    /// [`WorkerError::Name`] for a name that does not travel, with a label behind it where there is
+    /// one, [`WorkerError::Reserved`], [`WorkerError::Labelled`],
     /// [`WorkerError::Services`] if it serves as many as it may, [`WorkerError::Stopped`].
     pub fn serve(&self, service: impl Into<String>, handler: Handler) -> Result<(), WorkerError> {
         self.serve_with(service.into(), None, Metadata::EMPTY, handler)
@@ -83,14 +92,24 @@ impl WorkerHandle {
         about: Metadata,
         handler: Handler,
     ) -> Result<(), WorkerError> {
-        check_name("service", &service)?;
         if service == MESH_SERVICE {
             return Err(WorkerError::Reserved);
         }
-        if !self.owner.shared.may_serve(&service) {
+        if service.contains(LABEL_SIGN) {
+            return Err(WorkerError::Labelled(service));
+        }
+        let names = self.names(&service);
+        names.iter().try_for_each(|name| check_name("service", name))?;
+        if !self.owner.shared.may_serve(&names) {
             return Err(WorkerError::Services);
         }
-        self.order(Order::Serve { service, handler, descriptors, about })
+        self.order(Order::Serve { names, handler, descriptors, about })
+    }
+
+    /// The names under which a service is served: its own, and one for each label.
+    fn names(&self, service: &str) -> Vec<String> {
+        let under = self.owner.labels.iter().map(|label| labelled(service, label));
+        std::iter::once(service.to_owned()).chain(under).collect()
     }
 
     /// Takes no more work of this service; what runs is finished.
@@ -98,9 +117,9 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerError::Stopped`].
     pub fn withdraw(&self, service: impl Into<String>) -> Result<(), WorkerError> {
-        let service = service.into();
-        self.owner.shared.withdrawn(&service);
-        self.order(Order::Withdraw(service))
+        let names = self.names(&service.into());
+        self.owner.shared.withdrawn(&names);
+        self.order(Order::Withdraw(names))
     }
 
     /// Takes no more work, finishes what it holds (what is not done by `timeout` is answered

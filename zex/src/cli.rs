@@ -4,11 +4,13 @@
 //! command line, and a `run` that does it. Parsed by `main` with the lower layers of the settings
 //! under it.
 
+use std::net::SocketAddr;
+
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    adapter, bench, broker, brokers, call, demo, gateway, keygen, pipe, pipeline, scheduler,
-    services, up, workers,
+    adapter, agent, agents, bench, broker, brokers, call, demo, gateway, keygen, pipe, pipeline,
+    scheduler, schedulers, services, up, workers,
 };
 use crate::settings::keys::KeyArgs;
 use crate::settings::mesh::PortBase;
@@ -42,6 +44,10 @@ pub(crate) struct General {
     #[arg(long, env = "ZEX_LOG", value_name = "LEVEL", global = true)]
     #[arg(help_heading = "General")]
     pub(crate) log: Option<String>,
+    /// Where a role tells Prometheus what it counts, as 127.0.0.1:9100; nowhere if not given
+    #[arg(long, env = "ZEX_METRICS", value_name = "ADDRESS", global = true)]
+    #[arg(help_heading = "General", hide_short_help = true)]
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// How a command has to do with keys.
@@ -65,11 +71,16 @@ pub(crate) enum Commands {
     Scheduler(scheduler::SchedulerArgs),
     Gateway(gateway::GatewayArgs),
     Adapter(adapter::AdapterArgs),
+    Agent(agent::AgentArgs),
+    Agents(agents::AgentsArgs),
+    #[command(hide = true)]
+    AgentExec(agent::ExecArgs),
     Call(call::CallArgs),
     Bench(bench::BenchArgs),
     Services(services::ServicesArgs),
     Workers(workers::WorkersArgs),
     Brokers(brokers::BrokersArgs),
+    Schedulers(schedulers::SchedulersArgs),
     Pipeline(pipeline::PipelineArgs),
     Keygen(keygen::KeygenArgs),
 }
@@ -83,10 +94,13 @@ impl Commands {
             | Self::Broker(_)
             | Self::Scheduler(_)
             | Self::Gateway(_)
+            | Self::Agent(_)
             | Self::Adapter(_) => true,
             // The demo's results are its summary.
             Self::Demo(_) | Self::Call(_) | Self::Services(_) | Self::Workers(_) => false,
-            Self::Brokers(_) | Self::Pipeline(_) | Self::Bench(_) | Self::Keygen(_) => false,
+            Self::Agents(_) | Self::AgentExec(_) => false,
+            Self::Brokers(_) | Self::Schedulers(_) | Self::Pipeline(_) => false,
+            Self::Bench(_) | Self::Keygen(_) => false,
         }
     }
 
@@ -110,11 +124,15 @@ impl Commands {
             Self::Scheduler(args) => scheduler::run(args).await,
             Self::Gateway(args) => gateway::run(args).await,
             Self::Adapter(args) => adapter::run(args).await,
+            Self::Agent(args) => agent::run(args).await,
+            Self::Agents(args) => agents::run(args).await,
+            Self::AgentExec(args) => agent::exec(args),
             Self::Call(args) => call::run(args).await,
             Self::Bench(args) => bench::run(args).await,
             Self::Services(args) => services::run(args).await,
             Self::Workers(args) => workers::run(args).await,
             Self::Brokers(args) => brokers::run(args).await,
+            Self::Schedulers(args) => schedulers::run(args).await,
             Self::Pipeline(args) => pipeline::run(args).await,
             Self::Keygen(args) => keygen::run(args),
         }

@@ -234,7 +234,14 @@ impl Bars {
             Some(Event::Progress(progress)) => {
                 progress.steps.iter().for_each(|step| self.step(step));
             }
-            Some(Event::Attempt(_) | Event::Step(_) | Event::Run(_)) => {
+            Some(
+                Event::Attempt(_)
+                | Event::Step(_)
+                | Event::Run(_)
+                | Event::Signal(_)
+                | Event::Reported(_)
+                | Event::Owner(_),
+            ) => {
                 if let Some(line) = news(event) {
                     // stderr may be gone; the run goes on.
                     let _ = self.all.println(line);
@@ -294,7 +301,7 @@ impl Lines {
 }
 
 /// What is worth a line of its own.
-fn news(event: &RunEvent) -> Option<String> {
+pub(crate) fn news(event: &RunEvent) -> Option<String> {
     let reason = |reason: &str| match reason {
         "" => String::new(),
         reason => format!(": {reason}"),
@@ -312,6 +319,15 @@ fn news(event: &RunEvent) -> Option<String> {
             let code = u8::try_from(failed.code).map_or(Code::Unknown, Code::from_number);
             let (step, attempt) = (&failed.step_id, failed.attempt);
             Some(format!("{step}:{item} attempt {attempt} failed: {code}: {}", failed.message))
+        }
+        Event::Signal(signal) => {
+            Some(format!("signal {}{}", signal.name, reason(&signal.payload_json)))
+        }
+        Event::Reported(reported) => {
+            Some(format!("{}: {}", reported.step_id, reported.progress_json))
+        }
+        Event::Owner(owner) => {
+            Some(format!("scheduler {} has the run (claim {})", owner.scheduler, owner.epoch))
         }
         Event::Progress(_) => None,
     }

@@ -12,6 +12,7 @@
 //! - [`settings`]: where a setting comes from, and its reference page.
 //! - [`output`], [`failure`], [`logs`], [`stop`]: what all commands share: how they speak, fail
 //!   and end.
+//! - [`metrics`], [`traces`]: what roles count, and the calls that they log; both stand around calls.
 //! - [`mesh`], [`scheduler`]: a whole mesh inside the process. [`reach`]: a client for commands that ask once.
 //! - [`pipelines`], [`follow`]: the scheduler's service, and a run followed to its end.
 //! - [`methods`], [`nearest`]: services by their descriptors, and names that were meant.
@@ -25,6 +26,7 @@ mod follow;
 mod logs;
 mod mesh;
 mod methods;
+mod metrics;
 mod nearest;
 mod output;
 mod pipelines;
@@ -32,6 +34,7 @@ mod reach;
 mod scheduler;
 mod settings;
 mod stop;
+mod traces;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -50,7 +53,11 @@ fn main() -> ExitCode {
         cli.keys.take(cli.command.listens())?;
         cli.ports.take();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let ended = runtime.block_on(cli.command.run());
+        let metrics = cli.general.metrics.filter(|_| cli.command.is_role());
+        let ended = runtime.block_on(async {
+            metrics::start(metrics)?;
+            cli.command.run().await
+        });
         // What still runs there has no more to say: the commands have stopped what they started.
         runtime.shutdown_background();
         ended

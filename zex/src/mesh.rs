@@ -16,8 +16,9 @@ use zex_broker::{LocalEndpoints, LocalMesh};
 use zex_client::{Client, ClientOptions};
 use zex_gateway::Settings as Gateway;
 use zex_plumbing::Context;
-use zex_scheduler::SchedulerSettings;
+use zex_scheduler::{SchedulerLimits, SchedulerSettings};
 
+use crate::metrics;
 use crate::settings::gateway::FrontDoor;
 use crate::settings::keys::Plain;
 use crate::settings::mesh::{Bind, EzListen, InPipePorts, StatePipePorts, WorkerPipePorts, ports};
@@ -134,12 +135,18 @@ impl Mesh {
     }
 
     /// What a scheduler of this mesh needs to know.
-    pub(crate) fn scheduler_settings(&self, name: &str) -> SchedulerSettings {
+    pub(crate) fn scheduler_settings(
+        &self,
+        name: &str,
+        limits: SchedulerLimits,
+    ) -> SchedulerSettings {
         SchedulerSettings {
             in_pipes: vec![self.for_clients()],
             worker_pipes: vec![self.for_workers()],
             name: name.to_owned(),
             context: Some(self.context().clone()),
+            limits,
+            middleware: metrics::around("client"),
         }
     }
 
@@ -182,7 +189,8 @@ impl Mesh {
     /// A client of it.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
         let context = Some(self.context().clone());
-        let options = ClientOptions { context, ..Default::default() };
+        let middleware = metrics::around("client");
+        let options = ClientOptions { context, middleware, ..Default::default() };
         Ok(Client::connect([self.for_clients()], options)?)
     }
 
@@ -216,6 +224,8 @@ impl Mesh {
     pub(crate) async fn live(&self) -> anyhow::Result<()> {
         loop {
             self.check()?;
+            self.local.brokers().iter().for_each(|(name, broker)| metrics::broker(name, broker));
+            self.local.pipes().iter().for_each(|(kind, pipe)| metrics::pipe(kind, pipe));
             tokio::time::sleep(LOOK_AGAIN * 10).await;
         }
     }

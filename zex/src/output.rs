@@ -83,7 +83,7 @@ impl Table {
         line(self.text().trim_end())
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let headings: Vec<_> =
             self.columns.iter().map(|(heading, _)| (*heading).to_owned()).collect();
         let rows = || [&headings].into_iter().chain(&self.rows);

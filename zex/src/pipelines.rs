@@ -8,9 +8,12 @@ use prost_reflect::prost::Message;
 use zex_client::{Call, Code, Replies, Status};
 use zex_scheduler::SERVICE;
 use zex_spec::proto::{
-    CancelRunRequest, ListRunsReply, ListRunsRequest, PauseRunRequest, ResumeRunRequest,
-    RetryStepRequest, RunReply, RunRequest, RunView, ShowRunRequest, SkipStepRequest,
-    WatchRunRequest,
+    ArtifactsReply, ArtifactsRequest, CancelRunRequest, ListPipelinesReply, ListPipelinesRequest,
+    ListRunsReply, ListRunsRequest, ListSchedulesReply, ListSchedulesRequest, PauseRunRequest,
+    ReadArtifactRequest, RemovePipelineRequest, RemoveScheduleRequest, ResumeRunRequest,
+    RetryStepRequest, RunReply, RunRequest, RunView, SavePipelineRequest, SaveScheduleRequest,
+    SavedPipeline, ScheduleView, SchedulersReply, SchedulersRequest, ShowRunRequest, SignalRequest,
+    SkipStepRequest, StartRunRequest, WatchRunRequest,
 };
 
 use crate::reach::{Reach, nobody};
@@ -32,6 +35,11 @@ impl Pipelines<'_> {
     /// Lists runs, the newest first.
     pub(crate) async fn list(&self, request: &ListRunsRequest) -> Result<ListRunsReply, Status> {
         self.ask("List", request).await
+    }
+
+    /// Lists the schedulers.
+    pub(crate) async fn schedulers(&self) -> Result<SchedulersReply, Status> {
+        self.ask("Schedulers", &SchedulersRequest {}).await
     }
 
     /// Shows one run.
@@ -66,8 +74,91 @@ impl Pipelines<'_> {
 
     /// What happened to a run after an offset, and what happens: messages of `zex.RunEvent`.
     pub(crate) async fn watch(&self, run_id: &str, after_offset: u64) -> Result<Replies, Status> {
-        let request = WatchRunRequest { run_id: run_id.to_owned(), after_offset };
-        let call = Call::new(SERVICE, "Watch", request.encode_to_vec()).deadline(WATCH);
+        let run_id = run_id.to_owned();
+        self.events(&WatchRunRequest { run_id, after_offset, history: false }).await
+    }
+
+    /// As [`Pipelines::watch`], or only what has happened.
+    pub(crate) async fn events(&self, request: &WatchRunRequest) -> Result<Replies, Status> {
+        self.stream("Watch", request).await
+    }
+
+    /// Starts a run that waits for somebody.
+    pub(crate) async fn start(&self, request: &StartRunRequest) -> Result<RunView, Status> {
+        self.ask("Start", request).await
+    }
+
+    /// Tells a run that something has happened.
+    pub(crate) async fn signal(&self, request: &SignalRequest) -> Result<RunView, Status> {
+        self.ask("Signal", request).await
+    }
+
+    /// Lists the artifacts of a run.
+    pub(crate) async fn artifacts(
+        &self,
+        request: &ArtifactsRequest,
+    ) -> Result<ArtifactsReply, Status> {
+        self.ask("Artifacts", request).await
+    }
+
+    /// An artifact: messages of `zex.ArtifactChunk`.
+    pub(crate) async fn read_artifact(
+        &self,
+        request: &ReadArtifactRequest,
+    ) -> Result<Replies, Status> {
+        self.stream("ReadArtifact", request).await
+    }
+
+    /// Keeps a schedule.
+    pub(crate) async fn save_schedule(
+        &self,
+        request: &SaveScheduleRequest,
+    ) -> Result<ScheduleView, Status> {
+        self.ask("SaveSchedule", request).await
+    }
+
+    /// Lists the schedules.
+    pub(crate) async fn list_schedules(
+        &self,
+        request: &ListSchedulesRequest,
+    ) -> Result<ListSchedulesReply, Status> {
+        self.ask("ListSchedules", request).await
+    }
+
+    /// Removes a schedule.
+    pub(crate) async fn remove_schedule(
+        &self,
+        request: &RemoveScheduleRequest,
+    ) -> Result<ScheduleView, Status> {
+        self.ask("RemoveSchedule", request).await
+    }
+
+    /// Stores a pipeline under its name.
+    pub(crate) async fn save_pipeline(
+        &self,
+        request: &SavePipelineRequest,
+    ) -> Result<SavedPipeline, Status> {
+        self.ask("SavePipeline", request).await
+    }
+
+    /// Lists the stored pipelines.
+    pub(crate) async fn list_pipelines(
+        &self,
+        request: &ListPipelinesRequest,
+    ) -> Result<ListPipelinesReply, Status> {
+        self.ask("ListPipelines", request).await
+    }
+
+    /// Removes a stored pipeline.
+    pub(crate) async fn remove_pipeline(
+        &self,
+        request: &RemovePipelineRequest,
+    ) -> Result<SavedPipeline, Status> {
+        self.ask("RemovePipeline", request).await
+    }
+
+    async fn stream(&self, method: &str, request: &impl Message) -> Result<Replies, Status> {
+        let call = Call::new(SERVICE, method, request.encode_to_vec()).deadline(WATCH);
         self.0.client.server_stream(call.idempotent(true)).await
     }
 

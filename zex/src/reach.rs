@@ -3,6 +3,7 @@
 
 use zex_client::{Client, ClientOptions, Code, Status};
 
+use crate::metrics;
 use crate::settings::keys;
 use crate::settings::mesh::InPipes;
 
@@ -33,7 +34,8 @@ impl Reach {
 
 /// How a command's clients connect: with the process's key, if it has one.
 pub(crate) fn options() -> ClientOptions {
-    ClientOptions { context: Some(keys::context()), ..Default::default() }
+    let middleware = metrics::around("client");
+    ClientOptions { context: Some(keys::context()), middleware, ..Default::default() }
 }
 
 /// Nobody answers, and what to do.

@@ -9,7 +9,7 @@ mod support;
 use std::time::Duration;
 
 use serde_json::json;
-use support::{Mesh, PATIENCE, Program, python, until};
+use support::{Mesh, PATIENCE, Program, python, until, zex_with};
 
 /// A service that has stopped is out of the mesh within this (its must-have).
 const GONE: Duration = Duration::from_secs(3);
@@ -78,21 +78,53 @@ fn calls(mesh: &Mesh) {
 
     let methods = call(&["test.v1.Greeter"]);
     let kinds: Vec<_> = methods.out.lines().skip(1).collect();
-    assert_eq!(kinds.len(), 3, "{}", methods.out);
+    assert_eq!(kinds.len(), 4, "{}", methods.out);
     assert!(kinds[0].starts_with("Hello   unary") && kinds[1].contains("server stream"));
 
     for (args, code, wanted) in [
         (["test.v1.Greeter/Hello", "{}"], 9, "FAILED_PRECONDITION: whom shall I greet?"),
         (["test.v1.Greeter/Hello", r#"{"name": 7}"#], 3, "test.v1.HelloRequest: name: "),
         (["test.v1.Greeter/Helo", "{}"], 12, "did you mean `Hello`?"),
-        (["test.v1.Greeter/Gather", "{}"], 12, "takes a stream of requests"),
         (["test.v1.Greter/Hello", "{}"], 14, "did you mean `test.v1.Greeter`?"),
     ] {
         let said = call(&args);
         assert_eq!(said.code, 64 + code, "{args:?}: {}", said.err);
         assert!(said.err.contains(wanted), "{args:?}: {}", said.err);
     }
+    streams_of_requests(mesh);
     // The status of a stream comes after its messages.
     let far = call(&["test.v1.Greeter/Count", r#"{"to": 1500}"#]);
     assert_eq!((far.code, far.out.lines().count()), (64 + 11, 1500), "{}", far.err);
+}
+
+/// Requests from the command line, and from stdin, a line each.
+fn streams_of_requests(mesh: &Mesh) {
+    let call = |args: &[&str]| mesh.zex(&[&["call"], args].concat());
+    let (gather, chat) = ("test.v1.Greeter/Gather", "test.v1.Greeter/Chat");
+    let names = [r#"{"name": "Ada"}"#, r#"{"name": "Grace"}"#];
+    assert_eq!(call(&[&[gather], &names[..]].concat()).json(), [json!({"text": "Ada Grace"})]);
+    let piped = |target: &str, input: &str| {
+        zex_with(&["call", target, "--in-pipe", mesh.endpoint("in_pipe")], input, &[])
+    };
+    let lines = format!("{}\n\n{}", names[0], names[1]);
+    assert_eq!(piped(gather, &lines).json(), [json!({"text": "Ada Grace"})]);
+    assert_eq!(piped(gather, "").json(), [json!({"text": ""})]);
+    let greeted = [json!({"text": "Hello, Ada!"}), json!({"text": "Hello, Grace!"})];
+    assert_eq!(piped(chat, &lines).json(), greeted);
+    let many = format!("{}\n", names[0]).repeat(3_000);
+    assert_eq!(piped(chat, &many).json().len(), 3_000);
+    for (input, code, wanted) in [
+        (
+            "{\"name\": \"Ada\"}\n{\"nam\": 1}\n",
+            3,
+            "message 2: test.v1.HelloRequest has no field `nam`",
+        ),
+        ("{}\n", 9, "FAILED_PRECONDITION: whom shall I greet?"),
+    ] {
+        let said = piped(chat, input);
+        assert_eq!(said.code, 64 + code, "{input}: {}", said.err);
+        assert!(said.err.contains(wanted), "{input}: {}", said.err);
+    }
+    let kept = call(&["--record", "nowhere.yaml", chat]);
+    assert!(kept.code == 67 && kept.err.contains("takes a stream of requests"), "{}", kept.err);
 }

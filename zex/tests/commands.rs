@@ -28,6 +28,8 @@ fn a_mesh_comes_up_answers_and_stops() {
 
     let workers = mesh.zex(&["workers", "--json"]).json();
     assert_eq!((workers.len(), &workers[0]["services"][0]), (1, &"zex.Pipelines".into()));
+    let schedulers = mesh.zex(&["schedulers", "--json"]).json();
+    assert_eq!((schedulers.len(), &schedulers[0]["name"]), (1, &"scheduler".into()));
     let none = mesh.zex(&["pipeline", "ls"]);
     assert_eq!((none.code, none.out.as_str()), (0, ""));
     assert!(none.err.contains("zex pipeline run"), "{}", none.err);
@@ -45,6 +47,22 @@ fn a_mesh_comes_up_answers_and_stops() {
     assert!(nope.err.contains("no run `nope`; `zex pipeline ls` shows"), "{}", nope.err);
 
     assert_eq!(mesh.program.stop(STOP).code(), Some(0), "{}", mesh.program.log());
+}
+
+#[test]
+fn a_database_that_is_not_there_is_one_line() {
+    for (store, want) in [
+        (
+            "postgres://me:secret@%2Fnowhere/zex",
+            "the database cannot be reached: postgres:///nowhere/zex",
+        ),
+        ("nonsense", "cannot be used as a store: it is no URL of a database"),
+    ] {
+        let said = zex(&["up", "--port-base", "0", "--store", store]);
+        assert_eq!(said.code, 1, "{}", said.err);
+        assert!(said.err.contains(want) && !said.err.contains("secret"), "{}", said.err);
+        assert_eq!(said.err.lines().count(), 1, "{}", said.err);
+    }
 }
 
 #[test]

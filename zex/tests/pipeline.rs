@@ -1,10 +1,13 @@
 //! `zex pipeline`: runs that are started, followed, listed, shown, paused, skipped in part and cancelled; and definitions
-//! that are refused, with the place that is wrong.
+//! that are refused, with the place that is wrong. Runs that wait, and what is kept and stored, are in
+//! `verbs`; what can be said of a pipeline is in `features`, one test each.
 
 #![allow(clippy::unwrap_used)] // All of this file is tests.
 
+mod features;
 #[allow(unreachable_pub)]
 mod support;
+mod verbs;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -239,4 +242,36 @@ fn what_is_wrong_with_a_pipeline_is_named_with_its_place() {
         "{}",
         failed.out
     );
+}
+
+#[test]
+fn calls_are_kept_as_steps_of_a_pipeline_that_runs() {
+    let example = Example::new(Duration::ZERO);
+    let file = example.directory.path().join("kept.yaml");
+    let kept = text(&file);
+    let call = |args: &[&str]| example.mesh.zex(&[&["call", "--record", kept], args].concat());
+    let first = call(&["example.v1.Users/Get", r#"{"id": 17}"#]);
+    assert_eq!(first.json()[0]["id"], 17);
+    assert!(first.err.contains(&format!("the step `get` of {kept}")), "{}", first.err);
+    std::fs::write(&file, std::fs::read_to_string(&file).unwrap() + "  # and then\n").unwrap();
+    let add = [r#"{"user_id": 17, "group": "g"}"#];
+    assert_eq!(call(&["example.v1.Groups/Add", add[0]]).code, 0);
+    assert_eq!(call(&["example.v1.Users/List", r#"{"limit": 3}"#]).json().len(), 3);
+    // What fails is not kept, and what cannot be kept is not made.
+    let before = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(call(&["example.v1.Users/Get", r#"{"id": 1000000}"#]).code, 64 + 5);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), before);
+    let broken = example.file("broken.yaml", "name: x\nsteps: 7\n");
+    let refused = ["call", "--record", text(&broken), "example.v1.Groups/Add", add[0]];
+    let refused = example.mesh.zex(&refused);
+    assert_eq!((refused.code, refused.out.as_str()), (1, ""));
+    assert!(refused.err.contains("broken.yaml: steps: a list of steps"), "{}", refused.err);
+
+    let want = "name: \"kept\"\nsteps:\n  - id: get\n    call: example.v1.Users/Get\n    \
+                input: {\"id\":17}\n  # and then\n  - id: add\n";
+    assert!(before.starts_with(want) && before.contains("after: get"), "{before}");
+    let run = example.zex(&["run", kept, "--json"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    let counts = example.mesh.zex(&["call", "example.v1.Groups/Count"]).json();
+    assert_eq!((&counts[0]["calls"], &counts[0]["repeats"]), (&2.into(), &1.into()), "{counts:?}");
 }

@@ -67,6 +67,7 @@ class Mesh:
         self._apart, self._brokers = apart, brokers
         self.in_pipe = f"tcp://127.0.0.1:{self._ports['in-pipe']}"
         self.worker_pipe = f"tcp://127.0.0.1:{self._ports['worker-pipe']}"
+        self.gateway = f"127.0.0.1:{self._ports['gateway']}"
         #: Running programs, by name.
         self.processes = {}
         self._folder = tempfile.TemporaryDirectory(prefix="zex-test-")

@@ -1,12 +1,13 @@
-"""A client of the mesh: calls and server streams, each with exactly one end.
+"""A client of the mesh: calls of all four kinds, each with exactly one end.
 
-    call(), stream() ──▶ [ loop ] ── Call ──▶ in pipes … home … worker
-         ▲                  │ ◀── Accepted, Chunk, Reply, BrokerDown, bounces ──┘
+    call(), stream() ──▶ [ loop ] ── Call, Chunk ──▶ in pipes … home … worker
+         ▲                  │ ◀── Accepted, Chunk, Credit, Reply, BrokerDown, bounces ──┘
          └── Future, Reader ┘
 
 What `protocol.md` §6 says of a client is here: a call is sent again under its key when there is no
 sign of it, when its broker died, when a pipe gives it back; until its deadline. All of the state is
-of the loop's thread (`Pending` and below); callers wait on a Future or a Reader.
+of the loop's thread (`Pending` and below); callers wait on a Future or a Reader. What is particular
+to streams is in `flow.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from numbers import Real
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from . import wire
-from .calls import GRACE_S, Pending, Stream
+from .calls import GRACE_S, Answer, Pending, Stream, request_bytes, send_requests
 from .errors import Code, Error, Malformed
-from .loop import Endpoints, Loop, random_id
-from .streams import BEAT_S, SILENCE_S, Reader, Receiver
+from .flow import Flow
+from .loop import Endpoints, random_id
+from .streams import SILENCE_S, Reader, Sender
 from .wire import Steer
 
 #: No sign of a call for so long: it is sent again.
@@ -37,8 +39,6 @@ _PAUSE_S = 0.05
 _PAUSE_MAX_S = 0.5
 #: A path that gave something back is nobody's first choice for so long.
 _SHUN_S = 0.5
-#: A credit that could not be sent is tried again after so long.
-_CREDIT_RETRY_S = 0.05
 #: From this size on a request asks to be acknowledged: a needless resend would be dear.
 _ACKNOWLEDGE_BYTES = 64 << 10
 #: Calls of one client that may wait at once, and the bytes of their requests.
@@ -48,7 +48,7 @@ _MAX_CALL_BYTES = 256 << 20
 _MAX_DEADLINE_S = 0xFFFF_FFFF // 1_000
 
 
-class Client(Loop):
+class Client(Flow):
     """Calls methods of services in the mesh.
 
         with zex.Client("tcp://127.0.0.1:9000") as client:
@@ -83,6 +83,7 @@ class Client(Loop):
         priority: int = wire.DEFAULT_PRIORITY,
         key: Optional[bytes] = None,
         metadata: Iterable[wire.Entry] = (),
+        requests: Optional[Iterable[Any]] = None,
         reply_type: Any = None,
     ) -> Any:
         """Calls a method and waits for its reply; raises `Error` if it ends otherwise.
@@ -91,26 +92,58 @@ class Client(Loop):
         49 days at most.
 
         `request` is bytes, or a message with `SerializeToString`; the reply is bytes, or with
-        `reply_type` a message of that type (its `FromString`). `wait`: wait for a worker, until
-        the deadline, where there is none. `idempotent`: running it twice does no harm, so it may
-        be given to another worker when the first one died. `priority`: 0 to 9, the higher goes
-        first where calls of the service wait for a worker. `key` (16 bytes): the same for every
+        `reply_type` a message of that type (its `FromString`). `requests`, in its place, is an
+        iterable of such, for a method that takes a stream; a thread goes through it. `wait`: wait for
+        a worker, until the deadline, where there is none. `idempotent`: running it twice does no harm,
+        so it may be given to another worker when the first one died. `priority`: 0 to 9, the higher
+        goes first where calls of the service wait for a worker. `key` (16 bytes): the same for every
         try of the same thing; within a minute it runs once. `metadata`: names with texts, or with
         bytes if the name ends in `-bin`, that go along as gRPC's metadata does.
         """
-        future = self.submit(
-            service, method, request, deadline_s,
-            idempotent=idempotent, wait=wait, priority=priority, key=key, metadata=metadata,
+        answer = self.answer(
+            service, method, request, deadline_s, idempotent=idempotent, wait=wait, priority=priority,
+            key=key, metadata=metadata, requests=requests, reply_type=reply_type,
         )  # fmt: skip
+        return answer.reply
+
+    def answer(
+        self,
+        service: str,
+        method: str,
+        request: Any = b"",
+        deadline_s: float = 30.0,
+        *,
+        requests: Optional[Iterable[Any]] = None,
+        reply_type: Any = None,
+        **options: Any,
+    ) -> Answer:
+        """`call`, with what came around the reply: `reply`, `headers`, `trailers`. Those of a call that
+        ended badly are in the `Error`."""
+        if requests is not None:
+            options.pop("idempotent", None)  # A stream runs at most once.
+            stream = self.stream(
+                service,
+                method,
+                request,
+                deadline_s,
+                requests=requests,
+                reply_type=reply_type,
+                **options,
+            )
+            return stream.only()
+        wanted = (wire.IDEMPOTENT if options.pop("idempotent", False) else 0) | _wait(options)
+        pending = self._pending(service, method, request, deadline_s, wanted, **options)
+        self._begin(pending)
         try:
-            reply = future.result(deadline_s + GRACE_S)
+            reply = pending.future.result(deadline_s + GRACE_S)
         except FutureTimeout:
             raise Error(Code.INTERNAL, "the client's own thread did not end the call") from None
         except BaseException as error:
             if not isinstance(error, Error):  # Ctrl-C: nobody waits any more.
-                self._cancel_future(future)
+                self._cancel(pending)
             raise
-        return reply if reply_type is None else reply_type.FromString(reply)
+        message = reply if reply_type is None else reply_type.FromString(reply)
+        return Answer(message, pending.headers, pending.trailers)
 
     def submit(
         self,
@@ -144,20 +177,33 @@ class Client(Loop):
         priority: int = wire.DEFAULT_PRIORITY,
         key: Optional[bytes] = None,
         metadata: Iterable[wire.Entry] = (),
+        requests: Optional[Iterable[Any]] = None,
         reply_type: Any = None,
     ) -> "Stream":
         """Calls a method that answers with a stream: an iterator of its messages.
 
         The iterator raises `Error` where the stream ends badly. A reader that is slow slows the
-        worker. To stop early, `close` it, or use `with`.
+        worker. To stop early, `close` it, or use `with`. With `requests`, for a method that takes a
+        stream, a thread goes through that iterable while the answers are read; a worker that is slow
+        slows it.
         """
         options = wire.STREAM | (wire.WAIT if wait else 0)
+        if requests is not None:
+            if request != b"":
+                raise TypeError("a call has one request or a stream of them, not both")
+            iterator, options = iter(requests), options | wire.REQUESTS
         pending = self._pending(
             service, method, request, deadline_s, options, priority, key, metadata
         )
         reader = pending.reader = Reader()
+        if requests is not None:
+            pending.sender = Sender(0)
         self._begin(pending)
         consumed, cancel = partial(self._consumed, pending), partial(self._cancel, pending)
+        if pending.sender is not None:
+            pump = partial(self._post, partial(self._pump, pending))
+            fail = partial(self._give_up, pending)
+            send_requests(iterator, pending.sender, pending.deadline, pump, fail)
         return Stream(reader, pending.deadline, consumed, cancel, reply_type)
 
     def close(self) -> None:
@@ -177,15 +223,11 @@ class Client(Loop):
         request: Any,
         deadline_s: float,
         options: int,
-        priority: int,
-        key: Optional[bytes],
-        metadata: Iterable[wire.Entry],
+        priority: int = wire.DEFAULT_PRIORITY,
+        key: Optional[bytes] = None,
+        metadata: Iterable[wire.Entry] = (),
     ) -> Pending:
-        body = request.SerializeToString() if hasattr(request, "SerializeToString") else request
-        if not isinstance(body, (bytes, bytearray, memoryview)):
-            kind = type(request).__name__
-            raise TypeError(f"a request is bytes or a protobuf message, not {kind}")
-        body = bytes(body)
+        body = request_bytes(request)
         if key is not None and not isinstance(key, bytes):
             raise TypeError(f"a key is 16 bytes, not {type(key).__name__}")
         if key is not None and len(key) != 16:
@@ -217,9 +259,7 @@ class Client(Loop):
             raise Error(Code.DEADLINE_EXCEEDED, "the deadline had passed before the call")
         if len(body) >= _ACKNOWLEDGE_BYTES:
             options |= wire.ACKNOWLEDGE
-        call = wire.Call(
-            key or random_id(), service, method, 0, 0, 0, options, priority, packed
-        )
+        call = wire.Call(key or random_id(), service, method, 0, 0, 0, options, priority, packed)
         return Pending(call, body, time.monotonic() + deadline_s)
 
     def _begin(self, pending: Pending) -> None:
@@ -235,16 +275,11 @@ class Client(Loop):
         if not self._post(lambda: self._admit(pending)):
             raise Error(Code.CANCELLED, "this client is closed")
 
-    def _cancel_future(self, future: "Future[bytes]") -> None:
-        def cancel() -> None:
-            for pending in list(self._calls.values()):
-                if pending.future is future:
-                    self._take_back(pending, Error(Code.CANCELLED, "the caller took it back"))
-
-        self._post(cancel)
-
     def _cancel(self, pending: Pending) -> None:
         error = Error(Code.CANCELLED, "the caller took the call back")
+        self._post(lambda: self._take_back(pending, error))
+
+    def _give_up(self, pending: Pending, error: Error) -> None:
         self._post(lambda: self._take_back(pending, error))
 
     def _consumed(self, pending: Pending, size: int) -> None:
@@ -360,6 +395,9 @@ class Client(Loop):
         with self._counting:
             self._waiting_calls -= 1
             self._waiting_bytes -= len(pending.body)
+        if pending.sender is not None:
+            ended = Error(Code.CANCELLED, "the call has ended") if error is None else error
+            pending.sender.break_(ended)
         if pending.reader is not None:
             pending.reader.end(error, body)
         elif pending.future.set_running_or_notify_cancel():
@@ -423,7 +461,7 @@ class Client(Loop):
             self.dropped += 1
         elif isinstance(packet.message, wire.BrokerDown):
             self._broker_down(path, packet.steer.target)
-        elif isinstance(packet.message, (wire.Reply, wire.Chunk, wire.Accepted)):
+        elif isinstance(packet.message, (wire.Reply, wire.Chunk, wire.Credit, wire.Accepted)):
             pending = self._calls.get(packet.message.key)
             if pending is None:
                 self.dropped += 1
@@ -440,14 +478,23 @@ class Client(Loop):
             self._reply(pending, message, body)
         elif isinstance(message, wire.Chunk):
             self._chunk(pending, broker, message, body)
+        elif isinstance(message, wire.Credit):
+            self._allowed(pending, broker, message)
         elif pending.receiver is None:
             pending.owner, pending.paused = broker, False
             pending.returns, pending.bounced = 0, False
             self._set_due(pending, time.monotonic() + _RESEND_SIGNED_S * random.uniform(1, 1.125))
 
     def _reply(self, pending: Pending, reply: wire.Reply, body: bytes) -> None:
+        headers, trailers = map(wire.unpack_metadata, (reply.headers, reply.trailers))
+        pending.headers, pending.trailers = headers, trailers
+        if pending.reader is not None:
+            pending.reader.headers(headers)
+            pending.reader.trailers = trailers
         if reply.code != Code.OK:
-            self._end(pending, Error(reply.code, reply.message, body))
+            error = Error(reply.code, reply.message, body)
+            error.headers, error.trailers = headers, trailers
+            self._end(pending, error)
             return
         chunks = pending.receiver.last if pending.receiver else 0
         if pending.reader is not None and chunks != reply.chunks:
@@ -456,54 +503,15 @@ class Client(Loop):
         else:
             self._end(pending, None, body)
 
-    def _chunk(self, pending: Pending, broker: int, chunk: wire.Chunk, body: bytes) -> None:
-        if pending.reader is None:
-            self.dropped += 1
-            return
-        now = time.monotonic()
-        if pending.receiver is None:
-            pending.receiver = Receiver(broker, now)
-            self._set_due(pending, now + BEAT_S)
-        try:
-            if pending.receiver.chunk(now, broker, chunk.number, len(body)):
-                pending.reader.put(body)
-        except Error as error:
-            self._take_back(pending, error)
-
-    def _grant(self, pending: Pending) -> None:
-        receiver = pending.receiver
-        if receiver is None or self._calls.get(pending.call.key) is not pending:
-            return
-        upto = receiver.grant()
-        if upto:
-            self._credit(pending, receiver, upto)
-
-    def _credit(self, pending: Pending, receiver: Receiver, upto: int) -> None:
-        credit = wire.Packet(wire.Credit(pending.call.key, upto), Steer.owner(receiver.owner))
-        if not self._send(pending.path, wire.encode(credit)):
-            receiver.beat_due = time.monotonic() + _CREDIT_RETRY_S
-            self._set_due(pending, receiver.beat_due)
-
-    def _beat(self, pending: Pending, now: float) -> None:
-        """Says the credit again each second: it may have been lost, and the worker hears us by it."""
-        receiver = pending.receiver
-        assert receiver is not None  # Its caller has looked.
-        due = min(receiver.beat_due, receiver.heard_at + SILENCE_S)
-        if now >= receiver.beat_due:
-            due = receiver.beat_due = now + BEAT_S
-            self._set_due(pending, due)
-            self._credit(pending, receiver, receiver.granted)
-        else:
-            self._set_due(pending, due)
+    def _waits(self, pending: Pending) -> bool:
+        return self._calls.get(pending.call.key) is pending
 
     def _bounced(self, packet: wire.Packet) -> None:
         message = packet.message
-        if isinstance(message, (wire.Call, wire.Credit)) and message.key in self._calls:
+        if isinstance(message, (wire.Call, wire.Credit, wire.Chunk)) and message.key in self._calls:
             pending = self._calls[message.key]
-            if isinstance(message, wire.Credit):
-                if pending.receiver is not None:
-                    pending.receiver.beat_due = time.monotonic() + _CREDIT_RETRY_S
-                    self._set_due(pending, pending.receiver.beat_due)
+            if not isinstance(message, wire.Call):
+                self._returned(pending, message, bool(packet.body))
                 return
             latest = message.attempt == pending.call.attempt
             if latest and not pending.paused and pending.receiver is None:
@@ -536,6 +544,10 @@ class Client(Loop):
             function()
         for pending in list(self._calls.values()):
             self._end(pending, Error(Code.CANCELLED, "the client was closed"))
+
+
+def _wait(options: Dict[str, Any]) -> int:
+    return wire.WAIT if options.pop("wait", False) else 0
 
 
 def _milliseconds(seconds: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import List, Tuple, Union
 
 
 class Code(enum.IntEnum):
@@ -45,6 +46,9 @@ class Error(Exception):
         self.message = str(message)
         #: A serialized `google.rpc.Status`, or nothing.
         self.details = bytes(details)
+        #: What the answer began and ended with: names with texts, or with bytes if they end in `-bin`.
+        self.headers: List[Tuple[str, Union[str, bytes]]] = []
+        self.trailers: List[Tuple[str, Union[str, bytes]]] = []
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.message}"
@@ -58,3 +62,15 @@ class Malformed(ValueError):
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+class RecordingError(Exception):
+    """Something that cannot be said in a pipeline, while one is recorded."""
+
+
+class RunFailed(Exception):
+    """A run of a pipeline that ended badly; `outcome` has it with its steps."""
+
+    def __init__(self, outcome: object) -> None:
+        super().__init__(str(outcome))
+        self.outcome = outcome

@@ -1,10 +1,10 @@
 """The two ends of a stream: messages to chunks within the credit, chunks to messages.
 
-    handler ─▶ Sender: [ ≤ 256 KiB ] ─▶ chunks ≤ 64 KiB ─▶ … ─▶ Receiver: order, gaps ─▶ Reader
+    source ─▶ Sender: [ ≤ 256 KiB ] ─▶ chunks ≤ 64 KiB ─▶ … ─▶ Receiver: order, gaps ─▶ Reader
 
 The bytes of a stream are `(length u32 big-endian, message)*`, cut anywhere (protocol.md §6a).
-`Sender` is filled by the handler's thread and emptied by the worker's loop; `Reader` is filled by
-the client's loop and emptied by the caller's thread.
+`Sender` is filled by the thread of a handler (answers) or of a caller (requests), `Reader` is emptied
+by that of a caller or a handler; their other ends are the loop's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from collections import deque
 from typing import Deque, List, Optional, Tuple
 
 from .errors import Code, Error
-from .wire import INITIAL_CREDIT_BYTES, MAX_BODY_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_COST_BYTES
+from .wire import (
+    INITIAL_CREDIT_BYTES,
+    MAX_BODY_BYTES,
+    MAX_CHUNK_BYTES,
+    MIN_CHUNK_COST_BYTES,
+    Entry,
+)  # fmt: skip
 
 _LENGTH_BYTES = 4
 #: A stream that has had nothing to send says so this long after its beginning.
@@ -40,10 +46,14 @@ def chunk_cost(size: int) -> int:
 class Sender:
     """The sending end. `push` blocks its thread while the receiver has no room."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowed: int = INITIAL_CREDIT_BYTES) -> None:
         self._changed = threading.Condition()
         self._buffer = bytearray()
-        self._allowed = INITIAL_CREDIT_BYTES
+        #: What may be spent before the receiver has said anything: of answers a window, of requests
+        #: nothing.
+        self._allowed = allowed
+        #: Nothing comes any more; and the other end was told so. The second is of the loop alone.
+        self.finished = self.end_sent = False
         self._spent = 0
         self._broken: Optional[Error] = None
         #: The number of the last chunk that left. Of the loop alone.
@@ -70,6 +80,11 @@ class Sender:
             idle = not self._buffer
             self._buffer += len(message).to_bytes(_LENGTH_BYTES, "big") + message
             return idle
+
+    def finish(self) -> None:
+        """Everything has been pushed."""
+        with self._changed:
+            self.finished = True
 
     def break_(self, error: Error) -> None:
         """Nobody reads on: whatever is queued is dropped, and `push` raises this from now on."""
@@ -140,7 +155,7 @@ class Receiver:
         self.last = number
         self._came += chunk_cost(size)
         if self._came > self.granted:
-            raise Error(Code.RESOURCE_EXHAUSTED, "the worker sent more than it was allowed to")
+            raise Error(Code.RESOURCE_EXHAUSTED, "more of the stream was sent than was allowed")
         return True
 
     def consumed(self, cost: int) -> None:
@@ -164,18 +179,41 @@ class Reader:
         self._chunks: Deque[bytes] = deque()
         self._end: Optional[Tuple[Optional[Error], bytes]] = None
         self._partial = bytearray()
+        self._began = False
+        self._headers: Optional[List[Entry]] = None
+        #: What the stream ended with.
+        self.trailers: List[Entry] = []
+
+    def headers(self, headers: List[Entry]) -> None:
+        """What the stream begins with; the first to say so is right."""
+        with self._changed:
+            if self._headers is None and headers:
+                self._headers = headers
+                self._changed.notify_all()
+
+    def wait_for_headers(self, deadline: float) -> List[Entry]:
+        """What the stream begins with: empty if its first part or its end comes before."""
+        with self._changed:
+            while (
+                self._headers is None and not self._chunks and self._end is None and not self._began
+            ):
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or not self._changed.wait(left_s):
+                    raise Error(Code.DEADLINE_EXCEEDED, "no answer by the deadline")
+            return list(self._headers or [])
 
     def put(self, chunk: bytes) -> None:
         """The next part. Credit bounds how much of it can gather here."""
         with self._changed:
             self._chunks.append(chunk)
-            self._changed.notify()
+            self._began = True
+            self._changed.notify_all()
 
     def end(self, error: Optional[Error], last: bytes = b"") -> None:
         """The stream has ended, badly with an error; well with, perhaps, one last message."""
         with self._changed:
             self._end = self._end or (error, last)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def get(self, deadline: float) -> Tuple[List[bytes], int, bool]:
         """Waits for what comes next: whole messages, what their chunks cost, and

@@ -61,7 +61,7 @@ IDEMPOTENT = 1
 WAIT = 2
 STREAM = 4
 ACKNOWLEDGE = 8
-#: The request is a stream, too; nothing here speaks that yet.
+#: The request is a stream, too; only together with STREAM.
 REQUESTS = 32
 
 #: Priorities of a call: 0 to this one, the higher goes first; and the one of who asks for none.

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 from . import wire
 from .errors import Code, Error
 from .ids import Address
 from .keys import Answered
-from .streams import Sender
+from .streams import Reader, Receiver, Sender
 
 #: Longest status message: it is one line for a person.
 _MAX_STATUS_BYTES = 8 << 10
@@ -40,6 +40,7 @@ class Context:
         self.trailers: List[wire.Entry] = []
         self.deadline = deadline
         self._stopped = threading.Event()
+        self._ahead: Callable[[], None] = lambda: None
 
     @property
     def cancelled(self) -> bool:
@@ -53,6 +54,11 @@ class Context:
     def wait(self, seconds: float) -> bool:
         """Sleeps, but not beyond the end of the call. Whether the call is still wanted."""
         return not self._stopped.wait(min(seconds, self.remaining_s())) and self.remaining_s() > 0
+
+    def send_headers(self) -> None:
+        """Sends `headers` now, ahead of the first message of a stream; else they go with that, or
+        with the reply."""
+        self._ahead()
 
     def abort(self, code: int, message: str, details: bytes = b"") -> None:
         """Ends the call with this status."""
@@ -78,10 +84,29 @@ class Run:
         #: The newest last, one for each owner.
         self.to = [to]
         self.sender = Sender() if self.context.streams else None
+        #: Where the requests come in, if they are a stream.
+        self.reader: Optional[Reader] = None
+        self.receiver: Optional[Receiver] = None
+        if self.sender is not None and work.options & wire.REQUESTS:
+            self.reader, self.receiver = Reader(), Receiver(to.owner, time.monotonic())
+        #: What a stream begins with, packed, to be sent; and whether the handler has handed it over.
+        self.headers, self.headers_sent = b"", False
         #: Set when the handler is done.
         self.outcome: Optional[Answered] = None
         #: Answered already (taken back, or too late): its handler's outcome is not wanted.
         self.over = False
+
+    def requests(self, consumed: Callable[[int], None]) -> Iterator[bytes]:
+        """The requests for the handler, as they come; `consumed` hears what of the credit is free again."""
+        if self.reader is None:
+            yield self.body
+            return
+        ended = False
+        while not ended:
+            messages, size, ended = self.reader.get(self.context.deadline)
+            yield from messages
+            if size:
+                consumed(size)
 
 
 class Owner:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
 import signal
 import socket
 import threading
@@ -21,7 +22,7 @@ import time
 import traceback
 from collections import deque
 from functools import partial
-from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional
+from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Set
 
 from . import wire
 from .errors import Code, Error, Malformed
@@ -55,6 +56,10 @@ _MAX_OWNERS = 8
 _OWNER_MEMORY_S = 60.0
 #: Most threads of one worker.
 _MAX_CAPACITY = 4_096
+#: Most labels of one worker, and the longest: each is one more name for each of its services.
+_MAX_LABELS = 8
+_LABEL_MAX_BYTES = 64
+_LABEL = re.compile(r"[A-Za-z0-9_.-]+(=[A-Za-z0-9_.-]+)?")
 #: How long `stop` waits for handlers, unless told otherwise.
 DRAIN_S = 30.0
 
@@ -62,6 +67,17 @@ DRAIN_S = 30.0
 Handler = Callable[[Any, "Context"], Any]
 #: The same for a whole service: `(method, request, context)`.
 ServiceHandler = Callable[[str, bytes, "Context"], Any]
+
+
+def _labels(labels: Iterable[str]) -> List[str]:
+    # An empty one is what splitting an empty setting gives.
+    checked = list(dict.fromkeys(label for label in labels if label))
+    for label in checked:
+        if len(label) > _LABEL_MAX_BYTES or not _LABEL.fullmatch(label):
+            raise ValueError(f"{label!r} is no label: a word such as gpu, or a pair such as node=a")
+    if len(checked) > _MAX_LABELS:
+        raise ValueError(f"a worker has at most {_MAX_LABELS} labels, not {len(checked)}")
+    return checked
 
 
 class _Retry(NamedTuple):
@@ -85,7 +101,8 @@ class Worker(Loop):
     A handler gets the request's bytes and a `Context`, and returns the reply's bytes (or a message
     with `SerializeToString`); one that is a generator answers with a stream. It may raise
     `zex.Error`; any other exception ends the call with INTERNAL and is logged. Handlers run in up to
-    `capacity` threads at once.
+    `capacity` threads at once. `labels` (`["gpu", "node=a"]`) are for callers that want such a
+    worker, such as steps of pipelines with `on` and `prefer`.
     """
 
     def __init__(
@@ -93,14 +110,21 @@ class Worker(Loop):
         worker_pipes: Endpoints = "tcp://127.0.0.1:9004",
         capacity: int = 8,
         name: Optional[str] = None,
+        labels: Iterable[str] = (),
     ) -> None:
         if not 1 <= capacity <= _MAX_CAPACITY:
             raise ValueError(f"a capacity is 1 to {_MAX_CAPACITY}, not {capacity}")
         self.name = name or f"{socket.gethostname()}-{os.getpid()}"
         wire.check_text("worker", self.name)
+        # Before there is a loop, which would be left behind.
+        checked = _labels(labels)
         super().__init__(worker_pipes, random_id(), "zex-worker")
         self.capacity = capacity
+        #: What is special about it: it serves each service under each of these names, too.
+        self.labels = checked
         self._methods: Dict[str, Dict[str, Handler]] = {}
+        #: Those of them that take a stream of requests.
+        self._streams: Dict[str, Set[str]] = {}
         self._services: Dict[str, ServiceHandler] = {}
         self._version = 1
         self._registered = [False] * len(self._endpoints)
@@ -122,25 +146,29 @@ class Worker(Loop):
     # ── before and around its life ──────────────────────────────────────────────────────────
 
     def method(
-        self, service: str, method: str, request_type: Any = None
+        self, service: str, method: str, request_type: Any = None, *, stream: bool = False
     ) -> Callable[[Handler], Handler]:
         """Decorates the handler of one method. With `request_type` (a protobuf message) it gets a
-        message of that type instead of bytes."""
+        message of that type instead of bytes; with `stream` an iterator of requests."""
         self._check_service(service)
         wire.check_text("method", method)
 
+        def parse(request: bytes) -> Any:
+            try:
+                return request_type.FromString(request)
+            except Exception as error:
+                text = f"the request is no {request_type.__name__}: {error}"
+                raise Error(Code.INVALID_ARGUMENT, text) from None
+
         def add(handler: Handler) -> Handler:
-            def parsed(request: bytes, context: Context) -> Any:
-                try:
-                    message = request_type.FromString(request)
-                except Exception as error:
-                    text = f"the request is no {request_type.__name__}: {error}"
-                    raise Error(Code.INVALID_ARGUMENT, text) from None
-                return handler(message, context)
+            def parsed(request: Any, context: Context) -> Any:
+                return handler(map(parse, request) if stream else parse(request), context)
 
             self._methods.setdefault(service, {})[method] = (
                 handler if request_type is None else parsed
             )
+            streams = self._streams.setdefault(service, set())
+            (streams.add if stream else streams.discard)(method)
             self._changed()
             return handler
 
@@ -157,7 +185,12 @@ class Worker(Loop):
         wire.check_text("service", service)
         if service == wire.MESH_SERVICE:
             raise ValueError(f"{service} is served by the brokers; give the service another name")
-        wire.check_services(len({service, *self._methods, *self._services}))
+        if "@" in service:
+            raise ValueError(f"{service}: behind an @ stands a label, and labels are the worker's")
+        for label in self.labels:
+            wire.check_text("service", f"{service}@{label}")
+        count = len({service, *self._methods, *self._services})
+        wire.check_services(count * (1 + len(self.labels)))
 
     def describe(self, service: str, descriptors: bytes) -> None:
         """Hands out `descriptors`, a serialized `google.protobuf.FileDescriptorSet`, to whom asks
@@ -217,7 +250,9 @@ class Worker(Loop):
     def _register(self, path: int) -> bool:
         services: List[str] = []
         if self._draining_until is None:
-            services = sorted({**self._methods, **self._services})
+            plain = {**self._methods, **self._services}
+            under = [f"{service}@{label}" for service in plain for label in self.labels]
+            services = sorted([*plain, *under])
         message = wire.Register(self.name, self._version, self.capacity, services)
         return self._send(path, wire.encode(wire.Packet(message, wire.ALL)))
 
@@ -253,6 +288,8 @@ class Worker(Loop):
                 text = f"nothing was heard of the caller of the stream for {SILENCE_S:g} s"
                 self._stop(run, Error(Code.UNAVAILABLE, text))
             else:
+                if run.receiver is not None and now >= run.receiver.beat_due:
+                    self._credit(run, now)
                 self._pump(run, now)
         while self._retries and self._retries[0].due <= now:
             self._retry(self._retries.popleft(), now)
@@ -292,8 +329,11 @@ class Worker(Loop):
     def _on_end(self) -> None:
         for run in self._memory.running.values():
             run.context._stopped.set()
+            stopped = Error(Code.CANCELLED, "the worker was stopped")
             if run.sender is not None:
-                run.sender.break_(Error(Code.CANCELLED, "the worker was stopped"))
+                run.sender.break_(stopped)
+            if run.reader is not None:
+                run.reader.end(stopped)
         self._drained.set()
 
     # ── what arrives ────────────────────────────────────────────────────────────────────────
@@ -312,15 +352,19 @@ class Worker(Loop):
         elif packet.steer.to != "owner":
             self.dropped += 1
         elif isinstance(message, wire.Work):
-            self._work(path, message, packet.body)
+            # Whom it was asked by its label serves the same.
+            service = message.service.partition("@")[0]
+            self._work(path, message._replace(service=service), packet.body)
         elif isinstance(message, wire.Ask):
             self._ask(path, packet.steer, message)
         elif isinstance(message, wire.Enquire):
             self._registered[path] = self._register(path)
-        elif isinstance(message, (wire.Cancel, wire.Credit)):
+        elif isinstance(message, (wire.Cancel, wire.Credit, wire.Chunk)):
             run = self._memory.running.get(message.key)
             if run is None:
                 self.dropped += 1
+            elif isinstance(message, wire.Chunk):
+                self._request(run, packet.steer.target, message, packet.body)
             elif isinstance(message, wire.Cancel):
                 self._stop(run, Error(Code.CANCELLED, "the caller took the call back"))
             elif run.sender is not None:
@@ -345,14 +389,14 @@ class Worker(Loop):
         elif ended:
             text = "this call has run, and its answer is no longer kept"
             self._reply(path, to, work.key, answer or Answered(Code.UNAVAILABLE, text, 0, b""))
-        elif self._memory.refuses(
-            work.key, to.owner, to.number, work.attempt
-        ) or not self._takes(work.service):
+        elif self._memory.refuses(work.key, to.owner, to.number, work.attempt) or not self._takes(
+            work.service
+        ):
             busy = wire.Packet(wire.Busy(work.address, work.key), Steer.owner(to.owner))
             if not self._send_answer(path, busy):
                 self.dropped += 1  # Its owner will see by the beats that it is not held.
-        elif work.options & wire.REQUESTS:
-            text = "this worker takes one request, not a stream of them"
+        elif work.options & wire.REQUESTS and not self._takes_stream(work.service, work.method):
+            text = f"{work.service}/{work.method} takes one request here, not a stream of them"
             self._reply(path, to, work.key, Answered(Code.UNIMPLEMENTED, text, 0, b""))
         else:
             self._begin(Run(work, body, to, path))
@@ -360,6 +404,9 @@ class Worker(Loop):
     def _takes(self, service: str) -> bool:
         serves = service in self._methods or service in self._services
         return serves and self._draining_until is None and self._busy < self.capacity
+
+    def _takes_stream(self, service: str, method: str) -> bool:
+        return method in self._streams.get(service, ())
 
     def _heard(self, to: To) -> Owner:
         owner = self._owners.setdefault(to.owner, Owner())
@@ -385,12 +432,58 @@ class Worker(Loop):
     def _begin(self, run: Run) -> None:
         self._hold(run.to[0])
         self._memory.begin(run.key, run)
+        run.context._ahead = partial(self._send_headers, run)
+        self._credit(run, time.monotonic())
         self._busy += 1
         self._runs.put(run)
         if self._threads < self._busy:
             self._threads += 1
             # Not a ThreadPoolExecutor: a handler that hangs must not keep the process alive.
             threading.Thread(target=self._work_off, name="zex-handler", daemon=True).start()
+
+    # ── streams of requests ─────────────────────────────────────────────────────────────────
+
+    def _request(self, run: Run, owner: int, chunk: wire.Chunk, body: Any) -> None:
+        """A part of the requests, or a beat of who sends them."""
+        if run.receiver is None or run.reader is None or run.sender is None:
+            self.dropped += 1
+            return
+        now = time.monotonic()
+        run.sender.heard_at = now
+        try:
+            if run.receiver.chunk(now, owner, chunk.number, len(body)):
+                run.reader.put(body)
+        except Error as error:
+            self._stop(run, error)
+            return
+        if chunk.end:
+            run.reader.end(None)
+
+    def _consumed(self, run: Run, size: int) -> None:
+        """The handler has read so much."""
+        assert run.receiver is not None  # Nobody else reads.
+        run.receiver.consumed(size)
+        if run.receiver.grant():
+            self._credit(run, time.monotonic())
+
+    def _credit(self, run: Run, now: float) -> None:
+        """Says how much may come; again each second, for it may have been lost."""
+        if run.receiver is None or run.over:
+            return
+        credit = wire.Packet(
+            wire.Credit(run.key, run.receiver.granted), Steer.owner(run.receiver.owner)
+        )
+        sent = self._send(run.path, wire.encode(credit))
+        run.receiver.beat_due = now + (BEAT_S if sent else _RETRY_S)
+
+    def _headers_ahead(self, run: Run) -> None:
+        """What a stream begins with, ahead of its first part; the reply says it again."""
+        headers, run.headers = run.headers, b""
+        to = run.to[-1]
+        ahead = wire.Chunk(to.address, run.key, 0, False, headers)
+        self._send(run.path, wire.encode(wire.Packet(ahead, Steer.owner(to.owner))))
+
+    # ── what workers are asked ──────────────────────────────────────────────────────────────
 
     def _ask(self, path: int, asker: Steer, ask: wire.Ask) -> None:
         asked_by = (asker.target, ask.number)
@@ -417,6 +510,8 @@ class Worker(Loop):
         run.context._stopped.set()
         if run.sender is not None:
             run.sender.break_(error)
+        if run.reader is not None:
+            run.reader.end(error)
         self._answer(run, bad(error))
 
     def _answer(self, run: Run, outcome: Answered) -> None:
@@ -476,6 +571,10 @@ class Worker(Loop):
                 # Those behind it may have passed it: the stream has a gap.
                 text = "a part of the stream could not be delivered"
                 self._stop(run, Error(Code.UNAVAILABLE, text))
+        elif isinstance(message, wire.Credit):
+            run = self._memory.running.get(message.key)
+            if run is not None and run.receiver is not None:
+                run.receiver.beat_due = time.monotonic() + _RETRY_S
         # Only a living owner has a use for the others.
 
     def _pump(self, run: Run, now: float) -> None:
@@ -484,6 +583,8 @@ class Worker(Loop):
         if sender is None or run.over:
             return
         to = run.to[-1]
+        if run.headers:
+            self._headers_ahead(run)
         while True:
             part = sender.take()
             if not part:
@@ -546,17 +647,30 @@ class Worker(Loop):
         context = run.context
         handler = self._methods.get(context.service, {}).get(context.method)
         if handler is not None:
+            if self._takes_stream(context.service, context.method):
+                consumed = partial(self._post_consumed, run)
+                return handler(run.requests(consumed), context)
             return handler(run.body, context)
         service = self._services.get(context.service)
         if service is None or context.method == wire.DESCRIPTORS_METHOD:
             raise Error(Code.UNIMPLEMENTED, f"{where}: this worker has no such method")
         return service(context.method, run.body, context)
 
+    def _post_consumed(self, run: Run, size: int) -> None:
+        self._post(partial(self._consumed, run, size))
+
+    def _send_headers(self, run: Run) -> None:
+        if run.context.headers and not run.headers_sent:
+            run.headers_sent = True
+            run.headers = wire.pack_metadata(run.context.headers)
+            self._post(lambda: self._pump(run, time.monotonic()))
+
     def _stream(self, run: Run, messages: Iterable[Any], where: str) -> None:
         assert run.sender is not None  # Its caller has looked.
         iterator = iter(messages)
         try:
             for message in iterator:
+                self._send_headers(run)
                 if run.sender.push(reply_bytes(message, where), run.context.deadline):
                     self._post(lambda: self._pump(run, time.monotonic()))
         finally:

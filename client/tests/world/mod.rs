@@ -80,6 +80,10 @@ impl World {
         self.in_pipe.front_endpoint()
     }
 
+    pub(crate) fn worker_pipe(&self) -> &str {
+        self.worker_pipe.front_endpoint()
+    }
+
     pub(crate) fn client(&self) -> Client {
         Client::connect([self.in_pipe()], ClientOptions::default()).unwrap()
     }

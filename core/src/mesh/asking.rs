@@ -27,8 +27,9 @@ use crate::seeded::Seeded;
 
 /// Workers have this long to say whether they know a key.
 const ASK_MS: u64 = 1_000;
-/// A call may have begun this much before it says so: clocks tick differently.
-const AGE_MARGIN_MS: u64 = 1_000;
+/// A call may have begun this much before it says so: clocks tick differently, and a resend may lie
+/// 2 s in a connection of which only one end is gone.
+const AGE_MARGIN_MS: u64 = 2_500;
 /// Between two events there is never so much time, unless the process was stopped or starved.
 const AWAY_MS: u64 = 2 * BEAT_INTERVAL_MS;
 
@@ -121,8 +122,8 @@ impl Mesh {
             .and_then(|entry| entry.last_loss)
             .is_some_and(|at| at.plus_ms(AGE_MARGIN_MS) > began);
         // Of workers that went before we knew the workers, we know nothing. We were ready a moment
-        // after that (a round of beats is shorter than the wait for it), so no margin is needed.
-        // That holds for a broker that is alone and was restarted, too: what it cannot know is
+        // after that (a round of beats is shorter than the wait for it), so there is no margin: with
+        // one, brokers that are restarted one after the other would refuse each other's calls. That holds for a broker that is alone and was restarted, too: what it cannot know is
         // whether a worker with the call died while it was away, or is stopped and will go on. It
         // would take pipes that count their workers' ends and brokers that match every connection
         // with a registration; until then `UNAVAILABLE` is the true answer.

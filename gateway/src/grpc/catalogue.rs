@@ -36,6 +36,9 @@ const FRESH: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a service may take to tell what it offers: its worker has it at hand.
 const ASK_TIME: Duration = Duration::from_secs(5);
+/// How long one is waited for that the mesh has just named: its home may hear of its worker a moment
+/// later than the broker that named it.
+const COMING: Duration = Duration::from_secs(1);
 /// Services that are asked at the same time, where somebody wants to see all.
 const ASKED_AT_ONCE: usize = 16;
 /// Names of services that were there once. Beyond, the first of them are forgotten.
@@ -93,6 +96,21 @@ struct Files {
 }
 
 impl Described {
+    /// A method; else what to say.
+    pub(super) fn method(&self, service: &str, method: &str) -> Result<MethodDescriptor, Status> {
+        let found = self.pool.get_service_by_name(service);
+        let found = found.and_then(|found| found.methods().find(|one| one.name() == method));
+        found.ok_or_else(|| {
+            let hint = hint(method, self.methods());
+            Status::unimplemented(format!("{service} has no method {method}{hint}"))
+        })
+    }
+
+    /// The names of its methods.
+    pub(super) fn methods(&self) -> impl Iterator<Item = &str> {
+        self.kinds.keys().map(String::as_str)
+    }
+
     /// Of a serialized `FileDescriptorSet`.
     pub(super) fn read(service: &str, descriptors: &[u8]) -> Result<Self, String> {
         let pool = zex_pipeline::catalog::pool(descriptors).map_err(|error| error.to_string())?;
@@ -172,9 +190,11 @@ impl Catalogue {
 
     /// What lives, asked for now: for who must not miss what has just come.
     pub(super) async fn live_now(&self) -> Live {
-        // Where no broker answers this would take seconds, and the next look is near.
-        if self.live.borrow().reachable {
-            self.look().await;
+        let reachable = self.live.borrow().reachable;
+        match reachable {
+            true => self.look().await,
+            // Where no broker answers this would take seconds. Perhaps one does again since the last look.
+            false => drop(tokio::time::timeout(LIVE_EVERY, self.look()).await),
         }
         self.live.borrow().clone()
     }
@@ -223,15 +243,25 @@ impl Catalogue {
     pub(super) async fn described(self: &Arc<Self>) -> Vec<(String, Arc<Known>)> {
         let mut names: Vec<String> = self.live_now().await.services.into_keys().collect();
         names.push(MESH_SERVICE.to_owned());
-        let until = Instant::now() + ASK_TIME;
         let asked = futures_util::stream::iter(names).map(|name| async move {
-            let known = self.service(&name, false, until).await.ok()?;
+            let known = self.named(&name).await.ok()?;
             known.described.is_some().then_some((name, known))
         });
         let mut found: Vec<_> =
             asked.buffer_unordered(ASKED_AT_ONCE).filter_map(ready).collect().await;
         found.sort_by(|one, other| one.0.cmp(&other.0));
         found
+    }
+
+    /// What a service offers that the mesh has named just now.
+    async fn named(self: &Arc<Self>, service: &str) -> Result<Arc<Known>, Status> {
+        let until = Instant::now() + ASK_TIME;
+        match self.service(service, false, until).await {
+            Err(failed) if failed.code() == tonic::Code::Unavailable => {
+                self.read(service, true, until.min(Instant::now() + COMING)).await
+            }
+            known => known,
+        }
     }
 
     fn get(&self, service: &str) -> Option<Arc<Known>> {

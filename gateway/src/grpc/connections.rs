@@ -30,11 +30,13 @@ use super::open::{Calls, Counted, Held, Verdict};
 use super::web::Front;
 use super::{Settings, left};
 
-/// What one call may send before it is read, bytes: enough for a fast network, and a quarter of the
-/// largest message of most services.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-/// The same for all calls of a connection.
-pub(super) const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// What one call may send before it is read, bytes: enough for a fast network.
+const STREAM_WINDOW_BYTES: u32 = 128 << 10;
+/// The same for all calls of a connection: as many windows as it may have calls, if nothing is said. h2
+/// takes half of it as its budget for frames that are small and unread, 256 bytes for each, and ends the
+/// connection with all of its calls beyond; so three calls may leave a whole window of the smallest
+/// messages unread. (With a window of 1 MiB a call, and of 4 for all, 8,000 such messages ended it.)
+pub(super) const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 /// Most bytes of a call's headers, as HTTP/2 counts them: what metadata may have in the mesh, with its
 /// binary values a third longer, and room for the rest.
 const HEADER_BYTES: u32 = 32 << 10;

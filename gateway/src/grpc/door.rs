@@ -1,4 +1,5 @@
-//! Whose a request is: the mesh's, the reflection's or the health's; or nobody's here.
+//! Whose a request is: the mesh's, or that of a service which the gateway serves itself; or nobody's
+//! here.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -15,16 +16,22 @@ use tower::Service;
 use zex_client::Client;
 
 use super::catalogue::Catalogue;
+use super::recorder::{self, Recorder};
 use super::{Settings, health, open, reflection, relay};
 
-/// How long somebody may watch the health, or ask the reflection, in one call.
+/// How long somebody may watch the health, follow a run or ask the reflection, in one call.
 const OWN_CALL: Duration = Duration::from_secs(86_400);
+
+/// The services that the gateway serves itself.
+pub(super) const OWN: [&str; 5] =
+    [reflection::V1, reflection::V1ALPHA, health::SERVICE, recorder::PIPELINES, recorder::FOUNDING];
 
 /// What one call needs; the door's clones share it.
 #[derive(Clone)]
 pub(super) struct Door {
     pub(super) client: Client,
     pub(super) catalogue: Arc<Catalogue>,
+    pub(super) recorder: Arc<Recorder>,
     pub(super) settings: Arc<Settings>,
     /// Told when the gateway leaves.
     pub(super) leaving: watch::Receiver<bool>,
@@ -55,7 +62,8 @@ impl Door {
         leaving: watch::Receiver<bool>,
     ) -> Self {
         let catalogue = Catalogue::start(client.clone());
-        Self { client, catalogue, settings: Arc::clone(settings), leaving }
+        let recorder = Recorder::new(client.clone(), settings);
+        Self { client, catalogue, recorder, settings: Arc::clone(settings), leaving }
     }
 
     async fn answer(self, request: Request<Body>) -> Response<Body> {
@@ -63,8 +71,7 @@ impl Door {
             let text = format!("{} is no method: it is /pkg.Service/Method", request.uri().path());
             return Status::unimplemented(text).into_http();
         };
-        let own = [reflection::V1, reflection::V1ALPHA, health::SERVICE];
-        if own.contains(&target.service.as_str())
+        if OWN.contains(&target.service.as_str())
             && let Some(call) = request.extensions().get::<Arc<open::Call>>()
         {
             call.until(Instant::now() + OWN_CALL);
@@ -74,6 +81,10 @@ impl Door {
                 reflection::answer(self, &target, request).await
             }
             health::SERVICE => health::answer(self, &target, request).await,
+            recorder::PIPELINES | recorder::FOUNDING => recorder::own(self, &target, request).await,
+            _ if request.headers().contains_key(recorder::PIPELINE) => {
+                recorder::answer(self, target, request).await
+            }
             _ => relay::answer(self, target, request).await,
         }
     }

@@ -25,8 +25,8 @@ use tower::Service;
 use zex_spec::MESH_SERVICE;
 
 use super::catalogue::Live;
-use super::door::{Door, Target};
-use super::reflection::{self, leaves};
+use super::door::{Door, OWN, Target};
+use super::reflection::leaves;
 
 pub(super) const SERVICE: &str = "grpc.health.v1.Health";
 
@@ -48,7 +48,7 @@ pub(super) async fn answer(
 
 /// How a service is.
 fn of(live: &Live, leaving: bool, service: &str) -> ServingStatus {
-    let own = [SERVICE, reflection::V1, reflection::V1ALPHA].contains(&service);
+    let own = OWN.contains(&service);
     let known = service.is_empty() || own || service == MESH_SERVICE;
     let lives = known || live.services.contains_key(service);
     match (lives, live.reachable && !leaving) {

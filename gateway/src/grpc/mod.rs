@@ -3,7 +3,8 @@
 //! ```text
 //!   TCP ─▶ connections ─▶ web (CORS, gRPC-Web) ─▶ door ─┬─ relay ──────▶ Client ─▶ mesh
 //!          │ bounds: open                               ├─ reflection ─┐
-//!          └─ drain                                     └─ health ─────┴─ catalogue ◀─ mesh
+//!          └─ drain                                     ├─ health ─────┴─ catalogue ◀─ mesh
+//!                                                       └─ recorder ─▶ scheduler
 //! ```
 //!
 //! - `connections`: listens, bounds what one peer can hold, drains. `open`: the calls that are open.
@@ -11,6 +12,7 @@
 //!   say, and `metadata`: what of it is the service's. `passing`: bytes that stay bytes.
 //! - `catalogue`: which services there are and what they offer, as far as the mesh told. `reflection`
 //!   and `health` answer from it.
+//! - `recorder`: calls that become steps of pipelines, and the services that run them.
 
 mod asked;
 mod catalogue;
@@ -20,6 +22,7 @@ mod health;
 mod metadata;
 mod open;
 mod passing;
+mod recorder;
 mod reflection;
 mod relay;
 mod web;
@@ -35,6 +38,7 @@ use zex_client::Client;
 use zex_spec::MAX_BODY_BYTES;
 
 use self::door::Door;
+pub use self::recorder::Adapters;
 
 /// Largest request message if nothing is said: what gRPC's libraries take.
 pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 4 << 20;
@@ -47,6 +51,11 @@ pub const DEFAULT_CONNECTIONS: usize = 1_024;
 pub const DEFAULT_STREAMS: u32 = 256;
 /// A connection that is silent for so long is asked whether it lives; twenty seconds later it is dead.
 pub const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Recordings of pipelines at once: one for each program that records, for some minutes.
+pub const DEFAULT_RECORDINGS: usize = 256;
+/// A recording that nobody touches for so long is dropped: who recorded it has gone.
+pub const DEFAULT_RECORDING_TIME: Duration = Duration::from_secs(900);
 
 /// What a gateway has to know.
 #[derive(Debug, Clone)]
@@ -65,6 +74,12 @@ pub struct Settings {
     pub keepalive: Duration,
     /// Pages that may call by gRPC-Web, as `https://example.org`; `*`: all.
     pub origins: Vec<String>,
+    /// Recordings of pipelines at once; more are refused.
+    pub recordings: usize,
+    /// How long a recording is kept that nobody touches.
+    pub recording_time: Duration,
+    /// How adapters are started for services that clients register; `None`: they are not.
+    pub adapters: Option<Adapters>,
 }
 
 impl Settings {
@@ -78,6 +93,9 @@ impl Settings {
             streams: DEFAULT_STREAMS,
             keepalive: DEFAULT_KEEPALIVE,
             origins: Vec::new(),
+            recordings: DEFAULT_RECORDINGS,
+            recording_time: DEFAULT_RECORDING_TIME,
+            adapters: None,
         }
     }
 }

@@ -33,7 +33,7 @@ use tower::Service;
 
 use super::catalogue::{Described, Known};
 use super::door::{Door, Target};
-use super::{health, left};
+use super::{health, left, recorder};
 
 /// The service, in its two versions.
 pub(super) const V1: &str = "grpc.reflection.v1.ServerReflection";
@@ -49,8 +49,10 @@ static OWN: LazyLock<Vec<(&str, Described)>> = LazyLock::new(|| {
         (health::SERVICE, tonic_health::pb::FILE_DESCRIPTOR_SET),
         (V1, v1::FILE_DESCRIPTOR_SET),
         (V1ALPHA, v1alpha::FILE_DESCRIPTOR_SET),
+        (recorder::PIPELINES, zex_spec::proto::v1::DESCRIPTORS),
+        (recorder::FOUNDING, zex_spec::proto::v1::DESCRIPTORS),
     ];
-    // Constants of two libraries; a test reads them.
+    // Constants; a test reads them.
     own.into_iter()
         .filter_map(|(name, set)| Some((name, Described::read(name, set).ok()?)))
         .collect()
@@ -294,7 +296,8 @@ mod tests {
     #[test]
     fn what_the_gateway_serves_itself_is_described() {
         let names: Vec<_> = OWN.iter().map(|(name, _)| *name).collect();
-        assert_eq!(names, [health::SERVICE, V1, V1ALPHA]);
+        let all = [health::SERVICE, V1, V1ALPHA, recorder::PIPELINES, recorder::FOUNDING];
+        assert_eq!(names, all);
     }
 
     #[test]

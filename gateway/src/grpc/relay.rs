@@ -29,6 +29,7 @@ use super::asked::Asked;
 use super::catalogue::Kind;
 use super::door::{Door, Target};
 use super::passing::Passing;
+use super::recorder::{self, Keeping};
 use super::{metadata, open};
 
 /// How long the one request message of a call may take to come whole: who never ends it is not waited
@@ -36,11 +37,11 @@ use super::{metadata, open};
 const REQUEST_TIME: Duration = Duration::from_secs(60);
 /// After its deadline a call must be off the connection in so much time: the answer is on its way, and
 /// only a client that does not read keeps it.
-const READ_TIME: Duration = Duration::from_secs(30);
+pub(super) const READ_TIME: Duration = Duration::from_secs(30);
 /// The longest deadline: what its milliseconds can say in the mesh.
 const LONGEST: Duration = Duration::from_millis(u32::MAX as u64);
 
-type Replies = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+pub(super) type Replies = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
 /// Answers a call of `target`.
 pub(super) async fn answer(
@@ -91,27 +92,47 @@ async fn relay(
     let (metadata, _, messages) = request.into_parts();
     let headers = metadata.into_headers();
     let asked = Asked::read(&headers)?;
-    let until = begun + asked.timeout.unwrap_or(door.settings.deadline).min(LONGEST);
+    let until = deadline(door, begun, asked.timeout);
     if let Some(open) = &open {
         open.until(until + READ_TIME);
     }
     let kind = door.catalogue.kind(&target, asked.wait, until).await?;
     let beside = metadata::of_request(&headers)?;
     if matches!(kind, Kind::ClientStream | Kind::BidiStream) {
+        recorder::refuse_stream(&headers)?;
         let call = made(target, Bytes::new(), &asked, until, kind).metadata(beside);
         return stream_of_requests(door, call, open, messages, kind).await;
     }
-    let whole = until.min(begun + REQUEST_TIME);
-    let body = tokio::time::timeout_at(whole.into(), only_one(door, messages)).await;
-    let body = body.map_err(|_| {
-        let ms = whole.saturating_duration_since(begun).as_millis();
-        Status::deadline_exceeded(format!("the request did not come whole within {ms} ms"))
-    })??;
+    let body = whole_request(door, messages, begun, until).await?;
+    let keeping = match headers.contains_key(recorder::RECORD) {
+        true => Keeping::wanted(door, &target, &headers, &body, until).await?,
+        false => None,
+    };
     let call = made(target, body, &asked, until, kind).metadata(beside);
     match kind {
-        Kind::Unary { .. } => unary(door, call, open.as_deref()).await,
-        _ => server_stream(door, call).await,
+        Kind::Unary { .. } => unary(door, call, open.as_deref(), keeping).await,
+        _ => server_stream(door, call, keeping).await,
     }
+}
+
+/// By when a call must be over.
+pub(super) fn deadline(door: &Door, begun: Instant, timeout: Option<Duration>) -> Instant {
+    begun + timeout.unwrap_or(door.settings.deadline).min(LONGEST)
+}
+
+/// The one message of a request, which has to come in time.
+pub(super) async fn whole_request(
+    door: &Door,
+    messages: Streaming<Bytes>,
+    begun: Instant,
+    until: Instant,
+) -> Result<Bytes, Status> {
+    let whole = until.min(begun + REQUEST_TIME);
+    let body = tokio::time::timeout_at(whole.into(), only_one(door, messages)).await;
+    body.map_err(|_| {
+        let ms = whole.saturating_duration_since(begun).as_millis();
+        Status::deadline_exceeded(format!("the request did not come whole within {ms} ms"))
+    })?
 }
 
 /// The call as the mesh has it.
@@ -150,6 +171,7 @@ async fn unary(
     door: &Door,
     call: Call,
     open: Option<&open::Call>,
+    keeping: Option<Keeping>,
 ) -> Result<Response<Replies>, Status> {
     let Answer { outcome, headers, trailers } = door.client.unary_answer(call).await;
     if let (Ok(reply), Some(open)) = (&outcome, open) {
@@ -159,18 +181,36 @@ async fn unary(
             return Err(open::full());
         }
     }
+    let keeping = keeping.filter(|_| outcome.is_ok());
     let parts = match outcome {
         Ok(reply) => stream::iter(vec![Ok(reply)]).chain(stream::iter(end(&trailers))).boxed(),
         // Nothing comes before the status, so it can stand where the headers would.
         Err(failed) if headers.is_empty() => return Err(ended(failed, &trailers)),
         Err(failed) => stream::iter([Err(ended(failed, &trailers))]).boxed(),
     };
-    Ok(answered(&headers, parts))
+    kept(answered(&headers, parts), keeping).await
 }
 
-async fn server_stream(door: &Door, call: Call) -> Result<Response<Replies>, Status> {
+async fn server_stream(
+    door: &Door,
+    call: Call,
+    keeping: Option<Keeping>,
+) -> Result<Response<Replies>, Status> {
     let replies = door.client.server_stream(call).await.map_err(status)?;
-    Incoming { replies, sending: None, or_empty: false }.answer().await
+    let answer = Incoming { replies, sending: None, or_empty: false }.answer().await?;
+    // It has begun well; how it ends is not waited for.
+    kept(answer, keeping).await
+}
+
+/// The answer of a call that went well, kept if it was to be.
+async fn kept(
+    mut answer: Response<Replies>,
+    keeping: Option<Keeping>,
+) -> Result<Response<Replies>, Status> {
+    if let Some(keeping) = keeping {
+        keeping.keep(answer.metadata_mut()).await;
+    }
+    Ok(answer)
 }
 
 /// A call whose requests are a stream: they go on beside its replies.

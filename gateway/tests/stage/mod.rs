@@ -11,8 +11,12 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest as Question;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse as Answer;
 use zex_broker::{LocalEndpoints, LocalMesh};
-use zex_client::{Client, ClientOptions};
+use zex_client::{Client, ClientOptions, Code};
 use zex_gateway::{Gateway, Settings};
 use zex_worker::{Handler, Worker, WorkerHandle};
 
@@ -56,11 +60,32 @@ impl Stage {
         worker
     }
 
-    /// Waits until the mesh knows a service.
+    /// What the gateway's reflection lists.
+    pub async fn listed(&self) -> Vec<String> {
+        let asked = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(Question::ListServices(String::new())),
+        };
+        let mut reflection = ServerReflectionClient::new(self.channel());
+        let answers = reflection.server_reflection_info(tokio_stream::iter([asked])).await.unwrap();
+        let answer = answers.into_inner().message().await.unwrap().unwrap();
+        match answer.message_response.unwrap() {
+            Answer::ListServicesResponse(list) => {
+                list.service.into_iter().map(|one| one.name).collect()
+            }
+            other => panic!("no list of services: {other:?}"),
+        }
+    }
+
+    /// Waits until the mesh knows a service: it is listed, and calls reach it. One broker lists, the
+    /// service's home takes the calls, and each hears of a worker for itself.
     pub async fn served(&self, service: &str) {
         until("the service is known", async || {
             let known = self.client.mesh().services().await;
-            known.is_ok_and(|known| known.services.iter().any(|one| one.name == service))
+            let listed =
+                known.is_ok_and(|known| known.services.iter().any(|it| it.name == service));
+            let reached = self.client.mesh().descriptors(service).await;
+            listed && reached.map_or_else(|failed| failed.code != Code::Unavailable, |_| true)
         })
         .await;
     }

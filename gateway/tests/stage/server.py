@@ -1,7 +1,7 @@
-"""A gRPC service as one writes it in Python, for tests/grpcio.rs: conf.v1.Conformance.
+"""A gRPC service as one writes it in Python, for tests/conformance.rs: conf.v1.Conformance.
 
-Prints its port; ends with its input. What its methods do, `METHODS` says. The descriptors are made
-here, so that no protoc is needed.
+Prints its port; ends with its input. What its methods do, `conformance` says. It has reflection of the
+old name only, v1alpha.
 """
 
 import sys
@@ -10,64 +10,72 @@ import time
 from concurrent import futures
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from conformance import HANG_S, MESSAGES_BYTES, NAME, NOTED_S, Data
 from grpc_reflection.v1alpha import reflection
 
-NAME = "conf.v1.Conformance"
-MESSAGES_BYTES = 16 << 20
-
-file = descriptor_pb2.FileDescriptorProto(name="conf/v1/conformance.proto", package="conf.v1", syntax="proto3")
-field = file.message_type.add(name="Data").field.add(name="data", number=1)
-field.type, field.label = field.TYPE_BYTES, field.LABEL_OPTIONAL
-service = file.service.add(name="Conformance")
+# When the requests began that hang, and when they ended, by name, on the machine's clock.
+begun, ended = {}, {}
+hangs = threading.Condition()
 
 
-def method(name, takes_many=False, gives_many=False):
-    service.method.add(
-        name=name,
-        input_type=".conf.v1.Data",
-        output_type=".conf.v1.Data",
-        client_streaming=takes_many,
-        server_streaming=gives_many,
-    )
+def note(name, times):
+    with hangs:
+        times[name] = time.monotonic()
+        hangs.notify_all()
 
 
-for name in ("Echo", "Fail", "Remaining", "Hang", "Hung", "Metadata"):
-    method(name)
-method("Count", gives_many=True)
-method("CountAndFail", gives_many=True)
-method("Gather", takes_many=True)
-method("Chat", takes_many=True, gives_many=True)
-pool = descriptor_pool.Default()
-pool.Add(file)
-Data = message_factory.GetMessageClass(pool.FindMessageTypeByName("conf.v1.Data"))
+def noted(times):
+    """A method that says when the name that it is given was noted; waits for it."""
 
-hung = threading.Event()
+    def method(request, context):
+        with hangs:
+            yes = hangs.wait_for(lambda: request.data in times, timeout=NOTED_S)
+        return Data(data=str(times[request.data]).encode() if yes else b"no")
+
+    return grpc.unary_unary_rpc_method_handler(method)
 
 
 def fail(request, context):
     """The status that the request says: `code message`, with details."""
     code, message = request.data.decode().split(" ", 1)
-    context.set_trailing_metadata((("grpc-status-details-bin", b"\x08" + bytes([int(code)])),))
+    details = ("grpc-status-details-bin", b"\x08" + bytes([int(code)]))
+    context.set_trailing_metadata([details, *around(context)])
     status = next(one for one in grpc.StatusCode if one.value[0] == int(code))
     context.abort(status, message)
 
 
 def hang(request, context):
-    """Until it is cancelled."""
+    """Until it is cancelled, or its deadline has passed."""
     done = threading.Event()
     context.add_callback(done.set)
-    done.wait(60)
-    hung.set()
+    note(request.data, begun)
+    done.wait(HANG_S)
+    note(request.data, ended)
     return Data()
 
 
-def metadata(request, context):
+def hang_on(request, context):
+    yield request
+    hang(request, context)
+
+
+def around(context):
     """All that came, as headers and as trailers, each under a name of its own."""
     own = [(key, value) for key, value in context.invocation_metadata() if key.startswith("my-")]
     context.send_initial_metadata([("head-" + key, value) for key, value in own])
-    context.set_trailing_metadata([("tail-" + key, value) for key, value in own])
+    trailers = [("tail-" + key, value) for key, value in own]
+    context.set_trailing_metadata(trailers)
+    return trailers
+
+
+def metadata(request, context):
+    around(context)
     return request
+
+
+def chat(requests, context):
+    around(context)
+    yield from requests
 
 
 def count(request, context):
@@ -80,6 +88,19 @@ def count_and_fail(request, context):
     context.abort(grpc.StatusCode.DATA_LOSS, "that was all")
 
 
+def hold(requests, context):
+    name = next(requests).data
+    note(name, begun)
+    with hangs:
+        hangs.wait_for(lambda: name in ended, timeout=HANG_S)
+    return Data(data=str(sum(1 for _ in requests)).encode())
+
+
+def go(request, context):
+    note(request.data, ended)
+    return request
+
+
 METHODS = {
     "Echo": grpc.unary_unary_rpc_method_handler(lambda request, context: request),
     "Fail": grpc.unary_unary_rpc_method_handler(fail),
@@ -87,21 +108,23 @@ METHODS = {
         lambda request, context: Data(data=str(context.time_remaining()).encode())
     ),
     "Hang": grpc.unary_unary_rpc_method_handler(hang),
-    "Hung": grpc.unary_unary_rpc_method_handler(
-        lambda request, context: Data(data=b"yes" if hung.wait(10) else b"no")
-    ),
+    "HangOn": grpc.unary_stream_rpc_method_handler(hang_on),
+    "Begun": noted(begun),
+    "Ended": noted(ended),
     "Metadata": grpc.unary_unary_rpc_method_handler(metadata),
     "Count": grpc.unary_stream_rpc_method_handler(count),
     "CountAndFail": grpc.unary_stream_rpc_method_handler(count_and_fail),
     "Gather": grpc.stream_unary_rpc_method_handler(
         lambda requests, context: Data(data=b" ".join(request.data for request in requests))
     ),
-    "Chat": grpc.stream_stream_rpc_method_handler(lambda requests, context: requests),
+    "Hold": grpc.stream_unary_rpc_method_handler(hold),
+    "Go": grpc.unary_unary_rpc_method_handler(go),
+    "Chat": grpc.stream_stream_rpc_method_handler(chat),
 }
 codec = {"request_deserializer": Data.FromString, "response_serializer": Data.SerializeToString}
 handlers = {name: handler._replace(**codec) for name, handler in METHODS.items()}
 server = grpc.server(
-    futures.ThreadPoolExecutor(max_workers=16),
+    futures.ThreadPoolExecutor(max_workers=32),
     options=[("grpc.max_receive_message_length", MESSAGES_BYTES), ("grpc.so_reuseport", 0)],
 )
 server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(NAME, handlers)])

@@ -6,7 +6,9 @@
 //!
 //! Called by `plan`, which has found what each step needs.
 
-use super::{PlannedStep, StepKind};
+use std::collections::BTreeSet;
+
+use super::PlannedStep;
 use crate::input::BoundInput;
 
 /// Fills in what follows from the other steps.
@@ -22,8 +24,9 @@ pub(super) fn link(steps: &mut [PlannedStep]) {
         for other in steps[index].reads.clone() {
             // A whole reference needs no decoding, unless the list or a condition reads it
             // as well.
-            let list = matches!(steps[index].kind, StepKind::EachElement { .. })
-                || !steps[index].when.is_empty();
+            let list = steps[index].list().is_some()
+                || !steps[index].when.is_empty()
+                || steps[index].poll.is_some();
             if whole != Some(other) || list {
                 steps[other].output_is_decoded = true;
             }
@@ -37,10 +40,16 @@ pub(super) fn link(steps: &mut [PlannedStep]) {
         for other in undo.into_iter().flatten() {
             steps[other].output_is_decoded = true;
         }
-        if let StepKind::EachItem { source, .. } = steps[index].kind
-            && let StepKind::Source { takers } = &mut steps[source].kind
+        if let Some(source) = steps[index].source() {
+            steps[source].takers.push(index);
+        }
+        if let Some(stream) = steps[index].sends_to()
+            && let Some(feed) = &mut steps[stream].feed
         {
-            takers.push(index);
+            feed.senders.push(index);
+        }
+        for other in steps[index].waits_for_begin.clone() {
+            steps[other].unblocks_at_begin.insert(index);
         }
     }
 }
@@ -48,30 +57,36 @@ pub(super) fn link(steps: &mut [PlannedStep]) {
 /// The steps in an order in which they can run, or the step at which no order is.
 ///
 /// A source ends only when its takers took every item, and they take none before
-/// they begin. So beginning and end of a step are nodes of their own here:
+/// they begin; and as what waits between stages is bounded, all stages behind them
+/// have to have begun. So beginning and end of a step are nodes of their own here:
 ///
 /// ```text
-///  begin(step) needs end(every step it waits for) and begin(its source)
-///  end(step)   needs begin(step), end(its source), begin(every taker of its items)
+///  begin(step) needs end(every step it waits for) and begin(its source, its stream)
+///  end(step)   needs begin(step), end(its source), begin(every taker of its items, and
+///              of their results), end(every step that sends into its stream)
 /// ```
 pub(super) fn order(steps: &[PlannedStep]) -> Result<Vec<usize>, (usize, String)> {
     let (begin, end) = (|step: usize| 2 * step, |step: usize| 2 * step + 1);
     let needs = |node: usize| -> Vec<usize> {
         let step = &steps[node / 2];
         let mut needs = Vec::new();
-        let source = match step.kind {
-            StepKind::EachItem { source, .. } => Some(source),
-            _ => None,
-        };
+        let source = step.source();
         if node.is_multiple_of(2) {
             needs.extend(step.waits_for.iter().map(|other| end(*other)));
             needs.extend(source.map(begin));
+            needs.extend(step.waits_for_begin.iter().map(|other| begin(*other)));
         } else {
             needs.push(begin(node / 2));
             needs.extend(source.map(end));
-            if let StepKind::Source { takers } = &step.kind {
-                needs.extend(takers.iter().map(|taker| begin(*taker)));
+            let (mut behind, mut seen) = (step.takers.clone(), BTreeSet::new());
+            while let Some(taker) = behind.pop() {
+                if seen.insert(taker) {
+                    needs.push(begin(taker));
+                    behind.extend(&steps[taker].takers);
+                }
             }
+            let senders = step.feed.iter().flat_map(|feed| &feed.senders);
+            needs.extend(senders.map(|sender| end(*sender)));
         }
         needs
     };
@@ -125,10 +140,13 @@ fn cycle(steps: &[PlannedStep], nodes: Vec<usize>) -> (usize, String) {
     if names.len() == 1 {
         return (at, format!("step `{}` waits for itself", names[0]));
     }
-    let is_taker = |node: &usize| matches!(steps[node / 2].kind, StepKind::EachItem { .. });
-    let why = match nodes.iter().any(is_taker) {
-        true => " (a stream ends when every step that takes its items has taken them)",
-        false => "",
+    let some = |is: fn(&PlannedStep) -> bool| nodes.iter().any(|node| is(&steps[node / 2]));
+    let why = if some(|step| step.sends_to().is_some()) {
+        " (a stream ends when every step that sends into it has ended)"
+    } else if some(|step| step.source().is_some()) {
+        " (a stream ends when every step that takes its items has taken them)"
+    } else {
+        ""
     };
     names.push(names[0]);
     (at, format!("these steps wait for each other: {}{why}", names.join(" → ")))

@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{CALL_TIMEOUT_DEFAULT_MS, PlannedStep, PlannedUndo, Reads};
+use super::bind::Reads;
+use super::{PlannedStep, PlannedUndo};
 use crate::catalog::Catalog;
-use crate::definition::Input;
+use crate::definition::{CALL_TIMEOUT_DEFAULT_MS, Input};
 use crate::failure::Compensation;
 use crate::input::{Binder, BoundInput};
 use crate::names::Names;

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use minijinja::Value;
 
+use super::scope::Subject;
 use super::steps::{ItemBody, Phase, Work};
 use super::{Action, Call, CallId, Flight, Hold, Mode, RESULT_MAX_BYTES, Run, Wake};
 use crate::input::BoundInput;
 use crate::key::call_key;
 use crate::message::{decode, message_value};
-use crate::plan::StepKind;
 use crate::record::Record;
 use crate::state::StepState;
 
@@ -20,11 +21,14 @@ pub(super) const CODE_INTERNAL: i32 = 13;
 /// `DEADLINE_EXCEEDED`, for what was taken back when its time was over.
 pub(super) const CODE_DEADLINE: i32 = 4;
 
+/// `UNAVAILABLE`, for calls whose worker was lost, among others.
+pub(super) const CODE_UNAVAILABLE: i32 = 14;
+
 /// `INVALID_ARGUMENT`, for inputs that cannot be made.
-const CODE_INVALID: i32 = 3;
+pub(super) const CODE_INVALID: i32 = 3;
 
 /// `OUT_OF_RANGE`, for answers beyond a limit: another attempt would not change them.
-const CODE_TOO_LARGE: i32 = 11;
+pub(super) const CODE_TOO_LARGE: i32 = 11;
 
 impl Run {
     /// All records were replayed: makes anew what records do not say.
@@ -34,6 +38,7 @@ impl Run {
         self.winding = self.undo.is_some();
         self.shown = self.steps.iter().map(|step| step.counts).collect();
         self.shown_at = self.now;
+        self.measure_all();
         let now = self.now;
         for (index, step) in self.steps.iter_mut().enumerate() {
             step.ending = step.state == StepState::Failed;
@@ -46,6 +51,12 @@ impl Run {
                     }
                 }
             }
+        }
+        if let Some((by, epoch)) = self.owner.take().filter(|_| self.mode == Mode::Live) {
+            self.outbox.push(Record::Owner { at_ms: self.now.0, by, epoch });
+        }
+        if self.mode == Mode::Live {
+            self.recover_feeds();
         }
         self.look_again();
     }
@@ -97,6 +108,11 @@ impl Run {
                         undo.work.busy = false;
                     }
                 }
+                Wake::Heartbeat(step) => self.check_heartbeat(step),
+                Wake::Report(step) => self.record_report(step),
+                Wake::Batch(step) => {
+                    self.dirty.insert(step);
+                }
                 Wake::Item(step, number) => {
                     if let Work::Each(each) = &mut self.steps[step].work
                         && each.items.contains_key(&number)
@@ -111,7 +127,7 @@ impl Run {
                         Work::Source(source) if source.phase == Phase::Between => {
                             source.phase = Phase::Closed;
                         }
-                        Work::Source(_) | Work::Each(_) => {}
+                        Work::Wait | Work::Source(_) | Work::Each(_) => {}
                     }
                     self.dirty.insert(step);
                 }
@@ -121,33 +137,35 @@ impl Run {
 
     /// Lets every step that something happened to go as far as it can.
     pub(super) fn advance(&mut self) {
+        self.advance_start();
         if self.undo.is_some() && self.may_act() {
             return self.advance_undo();
         }
         while self.may_act()
             && let Some(step) = self.dirty.pop_first()
         {
-            if self.steps[step].state != StepState::Running || self.steps[step].ending {
-                continue;
-            }
-            match self.steps[step].left_out.clone() {
-                None => {}
-                Some((StepState::Failed, why)) => {
-                    self.give_up(step, None, why);
-                    continue;
-                }
-                Some((state, why)) => {
-                    self.end_step(step, state, why, None);
-                    continue;
-                }
-            }
-            match &self.steps[step].work {
-                Work::Call(_) => self.advance_call(step),
-                Work::Source(_) => self.advance_source(step),
-                Work::Each(_) => self.advance_each(step),
-            }
+            self.advance_step(step);
         }
+        self.give_places();
         self.settle();
+    }
+
+    /// Lets a step go as far as it can.
+    pub(super) fn advance_step(&mut self, step: usize) {
+        if self.steps[step].state != StepState::Running || self.steps[step].ending {
+            return;
+        }
+        match self.steps[step].left_out.clone() {
+            None => {}
+            Some((StepState::Failed, why)) => return self.give_up(step, None, why),
+            Some((state, why)) => return self.end_step(step, state, why, None),
+        }
+        match &self.steps[step].work {
+            Work::Call(_) => self.advance_call(step),
+            Work::Wait => self.advance_wait(step),
+            Work::Source(_) => self.advance_source(step),
+            Work::Each(_) => self.advance_each(step),
+        }
     }
 
     pub(super) fn advance_call(&mut self, step: usize) {
@@ -155,15 +173,24 @@ impl Run {
         if call.busy {
             return;
         }
-        call.busy = true;
         if call.not_before > self.now {
+            call.busy = true;
             self.timers.insert((call.not_before, Wake::Step(step)));
             return;
         }
-        let attempt = call.failures + 1;
+        let attempt = call.attempts() + 1;
+        if !self.may_call(step) {
+            return;
+        }
+        if let Work::Call(call) = &mut self.steps[step].work {
+            call.busy = true;
+        }
         match self.body(step, None) {
             Ok(body) => {
-                let flight = Flight { step, item: None, attempt, undo: false };
+                let flight = Flight { step, item: None, attempt, undo: false, stream: false };
+                if self.plan.steps[step].sends_to().is_some() {
+                    return self.take_answer(flight, body);
+                }
                 self.send(flight, body, Action::Call);
             }
             Err(why) => self.give_up(step, None, why),
@@ -172,29 +199,48 @@ impl Run {
 
     fn advance_each(&mut self, step: usize) {
         let concurrency = self.plan.steps[step].kind.concurrency();
+        if let Some(batch) = self.plan.steps[step].batch {
+            self.cut_batches(step, batch);
+        }
         loop {
             let Work::Each(each) = &mut self.steps[step].work else { return };
             if let Some(why) = each.problem.clone() {
                 return self.give_up(step, None, why);
             }
-            if each.complete && each.items.is_empty() {
+            if each.complete && each.open == 0 {
                 return self.end_step(step, StepState::Succeeded, String::new(), None);
             }
-            if each.busy >= concurrency {
+            if each.busy >= concurrency || !self.is_wanted(step) {
                 return;
             }
+            let Work::Each(each) = &mut self.steps[step].work else { return };
+            if each.ready.is_empty() || !self.may_call(step) {
+                return;
+            }
+            let Work::Each(each) = &mut self.steps[step].work else { return };
             let Some(number) = each.ready.pop_front() else { return };
-            let Some(item) = each.items.get(&number) else { continue };
+            let Some(item) = each.items.get_mut(&number) else { continue };
             let (attempt, body) = (item.failures + 1, item.body.clone());
+            let again = std::mem::take(&mut item.again);
+            each.again -= if again { body.count() } else { 0 };
             each.busy += 1;
+            each.flying += body.count();
+            // It does not wait any more: there is room for another one.
+            self.touch_source(step);
             match self.body(step, Some((number, body))) {
                 Ok(body) => {
-                    let flight = Flight { step, item: Some(number), attempt, undo: false };
+                    let flight =
+                        Flight { step, item: Some(number), attempt, undo: false, stream: false };
+                    if self.plan.steps[step].sends_to().is_some() {
+                        self.take_answer(flight, body);
+                        continue;
+                    }
                     self.send(flight, body, Action::Call);
                 }
                 // Not the fault of a service, but an attempt that failed all the same.
                 Err(why) => {
-                    let flight = Flight { step, item: Some(number), attempt, undo: false };
+                    let flight =
+                        Flight { step, item: Some(number), attempt, undo: false, stream: false };
                     self.refuse(flight, CODE_INVALID, why);
                     if self.steps[step].ending {
                         return;
@@ -215,22 +261,36 @@ impl Run {
             }
             (BoundInput::Item, Some((_, ItemBody::Message(body)))) => return Ok(body.clone()),
             (BoundInput::Item, _) => return Err("there is no item to pass on".to_owned()),
-            (BoundInput::Message(_) | BoundInput::Value(..), _) => {}
+            (BoundInput::Message(_) | BoundInput::Value(..) | BoundInput::Json(_), _) => {}
         }
-        let item = match item {
-            Some((number, ItemBody::Element(element))) => Some((element, number)),
-            Some((number, ItemBody::Message(body))) => {
-                let value = match &planned.kind {
-                    StepKind::EachItem { item, .. } if planned.decodes_item => {
-                        message_value(decode(item, &body)?)
-                    }
-                    _ => minijinja::Value::UNDEFINED,
-                };
-                Some((value, number))
+        let subject = match item {
+            Some((index, ItemBody::Batch(bodies))) => {
+                let values: Result<Vec<_>, _> =
+                    bodies.iter().map(|body| self.item_value(step, body)).collect();
+                Some(Subject { name: "items", value: values?.into(), index })
+            }
+            Some((index, body)) => {
+                Some(Subject { name: "item", value: self.item_value(step, &body)?, index })
             }
             None => None,
         };
-        planned.input.encode(&self.scope.value(item)).map_err(|error| error.to_string())
+        let scope = match (&planned.progress, &planned.feed) {
+            (Some(_), None) => self.scope.with("progress", self.progress_value(step)?),
+            _ => self.scope.value(subject),
+        };
+        planned.input.encode(&scope).map_err(|error| error.to_string())
+    }
+
+    /// An item as expressions see it; undefined when none looks at it.
+    fn item_value(&self, step: usize, body: &ItemBody) -> Result<Value, String> {
+        let planned = &self.plan.steps[step];
+        Ok(match (body, &planned.item) {
+            (ItemBody::Element(element), _) => element.clone(),
+            (ItemBody::Message(body), Some(item)) if planned.decodes_item => {
+                message_value(decode(item, body)?)
+            }
+            (ItemBody::Message(_) | ItemBody::Batch(_), _) => Value::UNDEFINED,
+        })
     }
 
     /// Sends a call or opens a stream.
@@ -256,8 +316,11 @@ impl Run {
             item: flight.item,
             attempt: flight.attempt,
             service: Arc::clone(service),
+            preferred: planned.preferred.clone().filter(|_| !flight.undo),
             method: Arc::clone(method),
+            schema: None,
             body,
+            takes: planned.feed.is_some() && !flight.undo,
             timeout_ms,
             idempotent,
         }));
@@ -265,23 +328,36 @@ impl Run {
 
     /// A call was answered. Its place stays taken until the answer is on record.
     pub(super) fn answered(&mut self, call: CallId, body: Bytes) {
-        let Some(flight) = self.flights.remove(&call) else { return };
-        if flight.undo {
-            return self.undo_answered(flight.step);
+        let Some(flight) = self.flights.remove(call) else { return };
+        match flight.undo {
+            true => self.undo_answered(flight.step),
+            false => self.take_answer(flight, body),
         }
-        if let Some(item) = flight.item {
+    }
+
+    /// What an attempt came to goes on its way to disk.
+    fn take_answer(&mut self, flight: Flight, body: Bytes) {
+        let planned = &self.plan.steps[flight.step];
+        let kept = !planned.takers.is_empty() || planned.sends_to().is_some();
+        if let Some(item) = flight.item.filter(|_| !kept) {
             return self.outbox.done(flight.step, item);
         }
-        let planned = &self.plan.steps[flight.step];
         if body.len() > RESULT_MAX_BYTES {
             let why = format!(
-                "the result has {} bytes; the most is {RESULT_MAX_BYTES}: let the method give a stream",
+                "the result has {} bytes; the most is {RESULT_MAX_BYTES} (RESULT_MAX_BYTES): let the method give a stream",
                 body.len()
             );
             return self.refuse(flight, CODE_TOO_LARGE, why);
         }
-        if planned.output_is_decoded
-            && let Err(why) = decode(&planned.output, &body)
+        if let Some(item) = flight.item {
+            return self.outbox.result(flight.step, item, body);
+        }
+        if planned.poll.is_some() {
+            if self.asks_again(flight, &body) {
+                return;
+            }
+        } else if planned.output_is_decoded
+            && let Err(why) = planned.value(&body)
         {
             return self.attempt_failed(flight, CODE_INTERNAL, format!("the answer is {why}"));
         }
@@ -290,11 +366,13 @@ impl Run {
 
     /// A call or a stream failed.
     pub(super) fn failed(&mut self, call: CallId, code: i32, message: String) {
-        let Some(flight) = self.flights.remove(&call) else { return };
+        let Some(flight) = self.flights.remove(call) else { return };
         match self.steps[flight.step].work {
             _ if flight.undo => self.undo_failed(flight, code, message),
             Work::Source(_) => self.interrupted(flight.step, code, message),
-            Work::Call(_) | Work::Each(_) => self.attempt_failed(flight, code, message),
+            Work::Call(_) | Work::Wait | Work::Each(_) => {
+                self.attempt_failed(flight, code, message)
+            }
         }
     }
 

@@ -4,18 +4,10 @@
 //! journal that does not belong to the plan, or is broken, is an error with words
 //! and never a wrong run.
 
-use std::sync::Arc;
-
-use minijinja::value::ValueKind;
-
 use super::outbox::count_end;
-use super::steps::{EachWork, ItemBody, Phase, StepRun, Work};
-use super::{Action, Mode, Run, Time, Wake};
-use crate::failure::OnFailure;
-use crate::key::{Fingerprint, call_key};
-use crate::message::{decode, message_value, words};
-use crate::plan::StepKind;
-use crate::record::{FailedAttempt, Record};
+use super::results::{each_of, source_of};
+use super::{Action, Mode, Run};
+use crate::record::Record;
 use crate::state::{RunState, StepState};
 
 /// A record that does not fit the run.
@@ -48,11 +40,24 @@ impl Run {
         self.at = record.at().unwrap_or(self.at);
         match record {
             Record::Run { state, reason, .. } => self.apply_run(*state, reason),
-            Record::Progress { .. } => Ok(()),
+            Record::Progress { .. } | Record::Owner { .. } | Record::Outputs { .. } => Ok(()),
+            Record::Begin { begin, .. } => self.apply_begin(begin),
+            Record::Signal { name, payload, .. } => {
+                self.apply_signal(name, payload);
+                Ok(())
+            }
+            Record::Polled { step, attempt, .. } => {
+                let index = self.open_step(*step)?;
+                self.apply_polled(index, *attempt)
+            }
+            Record::Reported { step, body, shown, .. } => {
+                let index = self.open_step(*step)?;
+                self.apply_report(index, body, shown)
+            }
             Record::Opened { step, attempt } => {
                 let index = self.open_step(*step)?;
                 let source = source_of(&mut self.steps[index])?;
-                source.attempts = *attempt;
+                (source.attempts, source.opened) = (*attempt, true);
                 if self.live() {
                     self.open(index);
                 }
@@ -65,6 +70,14 @@ impl Run {
             Record::Items { step, first, items, fingerprint } => {
                 let index = self.open_step(*step)?;
                 self.apply_items(index, *first, items, *fingerprint)
+            }
+            Record::Batches { step, sizes } => {
+                let index = self.open_step(*step)?;
+                self.apply_batches(index, sizes)
+            }
+            Record::Results { step, items } => {
+                let index = self.open_step(*step)?;
+                self.apply_results(index, items)
             }
             Record::Done { step, items } => {
                 let index = self.open_step(*step)?;
@@ -82,6 +95,7 @@ impl Run {
                 self.rescue(index, self.at);
                 Ok(())
             }
+            Record::Finalize { .. } => self.apply_finalize(),
             Record::SkipItems { step, .. } => {
                 let index = self.failed_step(*step)?;
                 self.warned = true;
@@ -152,104 +166,6 @@ impl Run {
         }
     }
 
-    /// A step that has failed begins anew, with all its attempts.
-    fn rescue(&mut self, index: usize, not_before: Time) {
-        let (live, now) = (self.live(), self.now);
-        self.failed -= 1;
-        let step = &mut self.steps[index];
-        (step.state, step.ending) = (StepState::Running, false);
-        step.began = not_before;
-        match &mut step.work {
-            Work::Call(call) => {
-                (call.since, call.not_before, call.busy) = (0, not_before, false);
-                step.counts.failed = 0;
-            }
-            Work::Source(source) => {
-                (source.failures, source.not_before) = (0, not_before);
-                source.phase = Phase::Closed;
-                step.counts.failed = 0;
-            }
-            Work::Each(each) => {
-                for (number, item) in each.items.iter_mut().filter(|(_, item)| item.failed) {
-                    (item.since, item.failed, item.not_before) = (0, false, not_before);
-                    match live && not_before > now {
-                        true => {
-                            self.timers.insert((not_before, Wake::Item(index, *number)));
-                        }
-                        false if live => each.ready.push_back(*number),
-                        false => {}
-                    }
-                }
-                step.counts.failed = each.skipped;
-            }
-        }
-        if let Some(ms) = self.plan.steps[index].deadline_ms.filter(|_| live) {
-            self.timers.insert((not_before.plus_ms(ms), Wake::Deadline(index)));
-        }
-        self.dirty.insert(index);
-    }
-
-    fn apply_interruption(
-        &mut self,
-        index: usize,
-        code: i32,
-        message: &str,
-        last: bool,
-    ) -> Result<(), String> {
-        let retry = self.plan.steps[index].retry;
-        let (chance, at) = (self.chance(index, None, 0), self.at);
-        let step = &mut self.steps[index];
-        step.counts.retries += u64::from(!last);
-        step.error = format!("{}: {message}", code_name(code));
-        let source = source_of(step)?;
-        source.failures += 1;
-        source.not_before = at.plus_ms(retry.wait_ms(source.failures, chance));
-        source.phase = Phase::Closed;
-        self.dirty.insert(index);
-        Ok(())
-    }
-
-    fn apply_items(
-        &mut self,
-        index: usize,
-        first: u64,
-        items: &[bytes::Bytes],
-        fingerprint: Fingerprint,
-    ) -> Result<(), String> {
-        let step = &mut self.steps[index];
-        let known = step.counts.items;
-        if first != known {
-            return Err(format!("items from {first} on, and {known} were read"));
-        }
-        let source = source_of(step)?;
-        source.fingerprint = fingerprint;
-        source.failures = 0;
-        let bytes: usize = items.iter().map(bytes::Bytes::len).sum();
-        source.unrecorded.0 = source.unrecorded.0.saturating_sub(items.len());
-        source.unrecorded.1 = source.unrecorded.1.saturating_sub(bytes);
-        step.counts.items += items.len() as u64;
-        self.give(index, first, items);
-        self.dirty.insert(index);
-        Ok(())
-    }
-
-    fn apply_done(&mut self, index: usize, items: &[u64]) -> Result<(), String> {
-        let live = self.live();
-        let each = each_of(&mut self.steps[index])?;
-        for item in items {
-            if !each.remove(*item) {
-                return Err(format!("item {item} of step {index} was not open"));
-            }
-        }
-        if live {
-            each.busy = each.busy.saturating_sub(items.len() as u32);
-        }
-        self.steps[index].counts.done += items.len() as u64;
-        self.dirty.insert(index);
-        self.touch_source(index);
-        Ok(())
-    }
-
     pub(super) fn live(&self) -> bool {
         matches!(self.mode, Mode::Live | Mode::Closing)
     }
@@ -299,14 +215,18 @@ impl Run {
             (_, RunState::Paused) => {
                 self.paused_at = self.at;
                 if self.live() {
-                    (0..self.steps.len()).for_each(|step| self.close(step));
+                    // What takes messages or reports is in flight; the others are read on later.
+                    let source = |step: &usize| {
+                        self.plan.steps[*step].kind.is_source() && self.steps[*step].feed.is_none()
+                    };
+                    let sources: Vec<usize> = (0..self.steps.len()).filter(source).collect();
+                    sources.into_iter().for_each(|step| self.close(step));
                 }
             }
             _ => {}
         }
         if state.is_end() && self.live() {
-            let flights = std::mem::take(&mut self.flights);
-            self.actions.extend(flights.into_keys().map(Action::Drop));
+            self.actions.extend(self.flights.take().map(Action::Drop));
             self.answer_all(state);
             self.actions.push_back(Action::Ended(state));
             self.mode = Mode::Gone;
@@ -330,264 +250,6 @@ impl Run {
         if live {
             self.look_again();
         }
-    }
-
-    /// A step whose turn has come. What it needs is on record, so a list is made from
-    /// the same values again after a replay.
-    fn begin(&mut self, index: usize) {
-        // A step may have been skipped before its turn, and none begins while what the
-        // run did is taken back.
-        if self.steps[index].state != StepState::Waiting || self.undo.is_some() {
-            return;
-        }
-        self.steps[index].state = StepState::Running;
-        self.steps[index].began = self.at;
-        self.steps[index].left_out = self.left_out(index);
-        self.dirty.insert(index);
-        let plan = Arc::clone(&self.plan);
-        if let Some(ms) = plan.steps[index].deadline_ms.filter(|_| self.live()) {
-            self.timers.insert((self.at.plus_ms(ms), Wake::Deadline(index)));
-        }
-        if self.steps[index].left_out.is_some()
-            && !matches!(plan.steps[index].kind, StepKind::Source { .. })
-        {
-            return;
-        }
-        let (list, place) = match &plan.steps[index].kind {
-            StepKind::EachElement { list, place, .. } => (list, place),
-            StepKind::Source { takers } => {
-                return takers.iter().for_each(|taker| self.one_less(*taker));
-            }
-            StepKind::Call | StepKind::EachItem { .. } => return,
-        };
-        let scope = self.scope.value(None);
-        let elements = list.evaluate(&scope).map_err(|error| error.to_string());
-        let elements = elements.and_then(|value| {
-            let elements = value
-                .try_iter()
-                .map_err(|_| format!("`{}` is {} and no list", list.source(), words(&value)))?;
-            Ok(elements.collect::<Vec<_>>())
-        });
-        let (live, step) = (self.live(), &mut self.steps[index]);
-        let Work::Each(each) = &mut step.work else { return };
-        match elements {
-            Ok(elements) => {
-                step.counts.items = elements.len() as u64;
-                step.counts.items_complete = true;
-                each.complete = true;
-                for (number, element) in elements.into_iter().enumerate() {
-                    each.add(number as u64, ItemBody::Element(element));
-                }
-                if live {
-                    each.ready.extend(each.items.keys());
-                }
-            }
-            Err(why) => each.problem = Some(format!("{place}: {why}")),
-        }
-    }
-
-    /// Why a step whose turn has come does not run: what it reads is not there, or a
-    /// condition is not true. What conditions read is on record, so a replay finds the same.
-    fn left_out(&self, index: usize) -> Option<(StepState, String)> {
-        let gone = |step: &&usize| {
-            matches!(self.steps[**step].state, StepState::Skipped | StepState::Omitted)
-        };
-        if let Some(read) = self.plan.steps[index].reads.iter().find(gone) {
-            let (id, state) = (&self.plan.steps[*read].id, self.steps[*read].state);
-            let why = format!("it reads the output of `{id}`, which was {}", state.name());
-            return Some((state, why));
-        }
-        let when = &self.plan.steps[index].when;
-        let scope = if when.is_empty() { return None } else { self.scope.value(None) };
-        when.iter().find_map(|(condition, place)| {
-            let (source, place) = (condition.source(), &place.path);
-            match condition.evaluate(&scope) {
-                Ok(value) if value.kind() == ValueKind::Bool => (!value.is_true())
-                    .then(|| (StepState::Omitted, format!("its condition `{source}` is false"))),
-                Ok(value) => {
-                    let why = format!("`{source}` is {} and not true or false", words(&value));
-                    Some((StepState::Failed, format!("{place}: {why}")))
-                }
-                Err(error) => Some((StepState::Failed, format!("{place}: {error}"))),
-            }
-        })
-    }
-
-    /// Hands items to the steps that take them.
-    fn give(&mut self, source: usize, first: u64, items: &[bytes::Bytes]) {
-        let live = self.live();
-        let plan = Arc::clone(&self.plan);
-        let StepKind::Source { takers } = &plan.steps[source].kind else { return };
-        for taker in takers {
-            let step = &mut self.steps[*taker];
-            if matches!(step.state, StepState::Skipped | StepState::Omitted) {
-                continue;
-            }
-            step.counts.items += items.len() as u64;
-            let Work::Each(each) = &mut step.work else { continue };
-            for (number, item) in (first..).zip(items) {
-                each.add(number, ItemBody::Message(item.clone()));
-                if live {
-                    each.ready.push_back(number);
-                }
-            }
-            self.dirty.insert(*taker);
-        }
-    }
-
-    /// The source of a step may have room again.
-    fn touch_source(&mut self, index: usize) {
-        if let StepKind::EachItem { source, .. } = self.plan.steps[index].kind {
-            self.dirty.insert(source);
-        }
-    }
-
-    fn apply_failure(&mut self, index: usize, failed: &FailedAttempt) -> Result<(), String> {
-        let (live, at, planned) = (self.live(), self.at, &self.plan.steps[index]);
-        let chance = self.chance(index, failed.item, failed.attempt);
-        let step = &mut self.steps[index];
-        match failed.last {
-            true => step.counts.failed += 1,
-            false => step.counts.retries += 1,
-        }
-        step.error = format!("{}: {}", code_name(failed.code), failed.message);
-        let (failures, since, not_before) = match (&mut step.work, failed.item) {
-            (Work::Call(call), None) => {
-                call.busy = live;
-                (&mut call.failures, &mut call.since, &mut call.not_before)
-            }
-            (Work::Each(each), Some(number)) => {
-                let Some(item) = each.items.get_mut(&number) else {
-                    return Err(format!("item {number} of step {index} was not open"));
-                };
-                if live {
-                    each.busy = each.busy.saturating_sub(1);
-                }
-                item.failed = failed.last;
-                (&mut item.failures, &mut item.since, &mut item.not_before)
-            }
-            _ => return Err(format!("no attempt of step {index} can fail so")),
-        };
-        (*failures, *since) = (*failures + 1, *since + 1);
-        if *failures != failed.attempt {
-            return Err(format!("attempt {} failed as failure {failures}", failed.attempt));
-        }
-        *not_before = at.plus_ms(planned.retry.wait_ms(*since, chance));
-        let not_before = *not_before;
-        if failed.last {
-            if let (Work::Each(each), OnFailure::Skip, Some(item)) =
-                (&mut step.work, planned.on_failure, failed.item)
-            {
-                each.skip(item);
-                self.warned = true;
-                self.touch_source(index);
-            }
-        } else if live {
-            let wake = match failed.item {
-                Some(item) => Wake::Item(index, item),
-                None => Wake::Step(index),
-            };
-            self.timers.insert((not_before, wake));
-        }
-        self.dirty.insert(index);
-        Ok(())
-    }
-
-    /// Something that differs from call to call and is the same after a replay.
-    pub(super) fn chance(&self, index: usize, item: Option<u64>, attempt: u32) -> u8 {
-        call_key(&self.id, &self.plan.steps[index].id, item, attempt)[0]
-    }
-
-    /// The same for the tries of the run.
-    pub(super) fn chance_of_try(&self) -> u8 {
-        call_key(&self.id, "", None, self.tries)[0]
-    }
-
-    /// The outcome of a step's call is known.
-    fn close_undo(&mut self, index: usize) {
-        if let Some(undo) = &mut self.undo {
-            undo.open.remove(&index);
-        }
-    }
-
-    fn apply_end(
-        &mut self,
-        index: usize,
-        state: StepState,
-        reason: &str,
-        output: Option<&bytes::Bytes>,
-    ) -> Result<(), String> {
-        let plan = Arc::clone(&self.plan);
-        let planned = &plan.steps[index];
-        let step = &mut self.steps[index];
-        let before = std::mem::replace(&mut step.state, state);
-        self.failed -= usize::from(before == StepState::Failed);
-        self.warned |= state == StepState::Skipped;
-        count_end(&mut step.counts, state, output.is_some());
-        if !reason.is_empty() {
-            step.error = reason.to_owned();
-        }
-        if let Work::Each(each) = &mut step.work {
-            if state == StepState::Succeeded && !(each.complete && each.items.is_empty()) {
-                return Err(format!("step {index} succeeded with items open"));
-            }
-            *each = EachWork::default();
-        }
-        self.unended -= 1;
-        self.close_undo(index);
-        for read in &planned.reads {
-            self.readers[*read] -= 1;
-            if self.readers[*read] == 0 {
-                self.scope.remove(&plan.steps[*read].id);
-                self.outputs.remove(read);
-            }
-        }
-        if state == StepState::Succeeded {
-            self.finished.push(index);
-        }
-        if let Some(body) = output.filter(|_| self.readers[index] > 0) {
-            if planned.output_is_decoded {
-                let message = decode(&planned.output, body)?;
-                self.scope.add(&planned.id, message_value(message));
-            }
-            self.outputs.insert(index, body.clone());
-        }
-        if let StepKind::Source { takers } = &planned.kind {
-            for taker in takers {
-                if before == StepState::Waiting {
-                    self.one_less(*taker);
-                }
-                self.steps[*taker].counts.items_complete = true;
-                if let Work::Each(each) = &mut self.steps[*taker].work {
-                    each.complete = true;
-                }
-                self.dirty.insert(*taker);
-            }
-        }
-        planned.unblocks.iter().for_each(|next| self.one_less(*next));
-        Ok(())
-    }
-
-    /// A step waits for one thing less.
-    fn one_less(&mut self, step: usize) {
-        self.steps[step].waiting -= 1;
-        if self.steps[step].waiting == 0 {
-            self.begin(step);
-        }
-    }
-}
-
-fn source_of(step: &mut StepRun) -> Result<&mut super::steps::SourceWork, String> {
-    match &mut step.work {
-        Work::Source(source) => Ok(source),
-        Work::Call(_) | Work::Each(_) => Err("the step is no source".to_owned()),
-    }
-}
-
-fn each_of(step: &mut StepRun) -> Result<&mut EachWork, String> {
-    match &mut step.work {
-        Work::Each(each) => Ok(each),
-        Work::Call(_) | Work::Source(_) => Err("the step has no items".to_owned()),
     }
 }
 

@@ -5,6 +5,9 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
 use super::{Action, Hold, Mode, Run};
 use crate::plan::StepKind;
 use crate::problem::suggest;
@@ -15,7 +18,7 @@ use crate::state::{RunState, StepState};
 const WAITING_MAX: usize = 64;
 
 /// What is wanted of a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// Begin nothing new.
     Pause {
@@ -36,6 +39,15 @@ pub enum Command {
         /// How much of it.
         what: Skip,
     },
+    /// Begin: it waits for somebody to say so.
+    Start,
+    /// Something has happened outside that a step waits for.
+    Signal {
+        /// Its name.
+        name: String,
+        /// What there is to say of it, JSON.
+        payload: Bytes,
+    },
     /// Stop.
     Cancel {
         /// Why.
@@ -46,7 +58,7 @@ pub enum Command {
 }
 
 /// What is left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Skip {
     /// The step; steps that read its output are left out when their turn comes.
     Step,
@@ -111,6 +123,8 @@ impl Run {
                 other => Err(format!("the run is {}; only a running one pauses", other.name())),
             },
             Command::Resume => self.resume(),
+            Command::Start => self.start(),
+            Command::Signal { name, payload } => self.signal(name, payload),
             Command::Retry { step } => {
                 let step = self.named(&step)?;
                 self.retry(step)
@@ -154,17 +168,19 @@ impl Run {
             };
         }
         if self.undo.is_none() {
-            for step in 0..self.steps.len() {
-                if self.steps[step].state == StepState::Failed {
-                    self.push_retry(step);
-                }
-            }
+            let failed = |step: &usize| self.steps[*step].state == StepState::Failed;
+            let failed: Vec<usize> = (0..self.steps.len()).filter(failed).collect();
+            failed.into_iter().for_each(|step| self.push_retry(step));
         }
         self.change(RunState::Running, String::new());
         Ok(())
     }
 
     fn push_retry(&mut self, step: usize) {
+        // They come one after the other: only one of them can have failed.
+        if self.finalizes(step) {
+            return self.push_finalize();
+        }
         self.outbox.push(Record::Retry { at_ms: self.now.0, step: step as u32 });
     }
 
@@ -243,17 +259,14 @@ impl Run {
         self.end_step(step, StepState::Skipped, why, None);
     }
 
-    /// All steps that wait for this one, or for one that does.
-    fn behind(&self, step: usize) -> BTreeSet<usize> {
+    /// All steps that wait for this one, or for one that does. The last phase waits for all
+    /// steps and is not meant.
+    pub(super) fn behind(&self, step: usize) -> BTreeSet<usize> {
         let (mut behind, mut open) = (BTreeSet::new(), vec![step]);
         while let Some(step) = open.pop() {
             let planned = &self.plan.steps[step];
-            let takers = match &planned.kind {
-                StepKind::Source { takers } => takers.as_slice(),
-                _ => &[],
-            };
-            for next in planned.unblocks.iter().chain(takers) {
-                if behind.insert(*next) {
+            for next in planned.unblocks.iter().chain(&planned.takers) {
+                if !self.finalizes(*next) && behind.insert(*next) {
                     open.push(*next);
                 }
             }

@@ -9,33 +9,51 @@
 //!                                               └─ wind_up ─▶ compensations ─▶ the end
 //! ```
 
-use super::advance::CODE_DEADLINE;
+use super::advance::{CODE_DEADLINE, CODE_UNAVAILABLE};
 use super::apply::code_name;
 use super::steps::{Phase, Work};
 use super::{Action, CallId, Flight, Hold, Mode, Run, Time, Wake};
 use crate::failure::OnFailure;
-use crate::plan::StepKind;
 use crate::record::{FailedAttempt, Record, cut};
 use crate::state::{RunState, StepState};
 
 /// gRPC statuses that another attempt would not change: the request itself is
 /// refused, or the method is not there.
-fn is_final(code: i32) -> bool {
+pub(super) fn is_final(code: i32) -> bool {
     matches!(code, 3 | 5 | 6 | 7 | 9 | 11 | 12 | 15 | 16)
+}
+
+/// Whether a failure says that a worker, or the service behind an adapter, was lost while
+/// it had the call: in the words of the mesh and of the adapter, for no status says it.
+pub(super) fn takes_worker(code: i32, message: &str) -> bool {
+    let worker = message.starts_with("the worker");
+    let service = message.starts_with("the service at ") && message.contains(" is gone: ");
+    code == CODE_UNAVAILABLE && (worker || service)
+}
+
+/// What to say of a call with which so many workers were lost.
+pub(super) fn quarantined(lost: u32, why: &str) -> String {
+    let workers =
+        if lost == 1 { "1 worker was".to_owned() } else { format!("{lost} workers were") };
+    format!("quarantined, {workers} lost with it: {why}")
 }
 
 impl Run {
     /// An attempt of a call failed.
     pub(super) fn attempt_failed(&mut self, flight: Flight, code: i32, message: String) {
         let Flight { step, item, attempt, .. } = flight;
-        let failures = self.since(step, item) + 1;
-        let last = self.is_last(step, failures, code);
+        let (failures, before) = self.since(step, item);
+        let (failures, lost) = (failures + 1, takes_worker(code, &message));
+        let retry = self.plan.steps[step].retry;
+        let poison = lost && before + 1 >= retry.quarantine;
+        let last = poison || self.is_last(step, item, failures, code);
         let words = message.clone();
-        let failed = FailedAttempt { item, attempt, code, message: words, last };
+        let failed = FailedAttempt { item, attempt, code, message: words, last, lost };
         self.outbox.failed(self.now.0, step, failed);
         if last {
-            let (attempts, code) = (self.plan.steps[step].retry.attempts, code_name(code));
+            let (attempts, code) = (retry.attempts, code_name(code));
             let why = format!("{code}: {message} (attempt {failures} of {attempts})");
+            let why = if poison { quarantined(before + 1, &why) } else { why };
             self.give_up(step, item, why);
         }
     }
@@ -44,32 +62,39 @@ impl Run {
     pub(super) fn refuse(&mut self, flight: Flight, code: i32, why: String) {
         let Flight { step, item, attempt, .. } = flight;
         let message = why.clone();
-        let failed = FailedAttempt { item, attempt, code, message, last: true };
+        let failed = FailedAttempt { item, attempt, code, message, last: true, lost: false };
         self.outbox.failed(self.now.0, step, failed);
         self.give_up(step, item, why);
     }
 
-    /// Failures since the step was last told to begin anew.
-    fn since(&self, step: usize, item: Option<u64>) -> u32 {
+    /// Failures since the step was last told to begin anew, and those with which a worker
+    /// was lost.
+    fn since(&self, step: usize, item: Option<u64>) -> (u32, u32) {
         match (&self.steps[step].work, item) {
-            (Work::Call(call), _) => call.since,
-            (Work::Each(each), Some(item)) => each.items.get(&item).map_or(0, |item| item.since),
-            (Work::Each(_), None) => 0,
-            (Work::Source(source), _) => source.failures,
+            (Work::Call(call), _) => (call.since, call.lost),
+            (Work::Wait, _) => (0, 0),
+            (Work::Each(each), Some(item)) => {
+                each.items.get(&item).map_or((0, 0), |item| (item.since, item.lost))
+            }
+            (Work::Each(_), None) => (0, 0),
+            (Work::Source(source), _) => (source.failures, 0),
         }
     }
 
-    /// Whether no attempt follows this failure.
-    pub(super) fn is_last(&self, step: usize, failures: u32, code: i32) -> bool {
+    /// Whether no attempt follows this failure. An item has those that are left to it also when
+    /// its step has failed with another: they follow when that is dealt with.
+    pub(super) fn is_last(&self, step: usize, item: Option<u64>, failures: u32, code: i32) -> bool {
         let none_left = failures >= self.plan.steps[step].retry.attempts;
-        none_left || is_final(code) || self.undo.is_some() || self.steps[step].ending
+        let ending = item.is_none() && self.steps[step].ending;
+        none_left || is_final(code) || self.undo.is_some() || ending
     }
 
     /// No attempt is left of a step, or of one of its items.
     pub(super) fn give_up(&mut self, step: usize, item: Option<u64>, why: String) {
-        let why = match item {
-            Some(item) => format!("item {item}: {why}"),
-            None => why,
+        let why = match (item, self.steps[step].size(item)) {
+            (Some(item), 1) => format!("item {item}: {why}"),
+            (Some(item), size) => format!("items {item} to {}: {why}", item + size - 1),
+            (None, _) => why,
         };
         match (self.plan.steps[step].on_failure, item) {
             // Its record says all: the step goes on without it.
@@ -138,7 +163,7 @@ impl Run {
             return;
         }
         let undoes = self.plan.steps.iter().any(|step| step.undo.is_some());
-        if !undoes || self.state == RunState::Scheduled {
+        if !undoes || matches!(self.state, RunState::Recorded | RunState::Scheduled) {
             return self.end(end, reason);
         }
         let paused = self.state == RunState::Paused;
@@ -165,8 +190,7 @@ impl Run {
             return;
         }
         if self.to_end == 0 {
-            let warned = [RunState::Succeeded, RunState::Warning][usize::from(self.warned)];
-            return self.end(warned, String::new());
+            return self.finish();
         }
         if self.failed == 0
             || !self.outbox.is_empty()
@@ -188,11 +212,12 @@ impl Run {
         if self.steps[step].state != StepState::Running {
             return false;
         }
-        match (&self.plan.steps[step].kind, &self.steps[step].work) {
-            (StepKind::EachItem { source, .. }, Work::Each(each)) => {
-                self.steps[*source].state != StepState::Failed || !each.items.is_empty()
+        match (self.plan.steps[step].source(), &self.steps[step].work) {
+            (Some(source), Work::Each(each)) => {
+                let comes = self.steps[source].state != StepState::Failed;
+                (comes || !each.items.is_empty()) && (each.busy > 0 || self.is_wanted(step))
             }
-            _ => true,
+            _ => !self.rests(step),
         }
     }
 
@@ -240,7 +265,7 @@ impl Run {
             self.timers.insert((at, Wake::Deadline(step)));
             return;
         }
-        let why = format!("the step's deadline of {ms} ms has passed");
+        let why = self.overdue_words(step, ms);
         self.stop(step, &why);
         self.give_up(step, None, why);
     }
@@ -248,8 +273,9 @@ impl Run {
     /// Takes back what a step has in flight, and records it as failed attempts: an
     /// attempt that comes later has another key.
     fn stop(&mut self, step: usize, why: &str) {
+        self.record_report(step);
         for (call, flight) in self.flights_of(step) {
-            self.flights.remove(&call);
+            self.flights.remove(call);
             self.actions.push_back(Action::Drop(call));
             let (at_ms, code, message) = (self.now.0, CODE_DEADLINE, why.to_owned());
             if let Work::Source(source) = &mut self.steps[step].work {
@@ -260,7 +286,7 @@ impl Run {
                 continue;
             }
             let (item, attempt) = (flight.item, flight.attempt);
-            let failed = FailedAttempt { item, attempt, code, message, last: true };
+            let failed = FailedAttempt { item, attempt, code, message, last: true, lost: false };
             self.outbox.failed(at_ms, step, failed);
         }
     }
@@ -268,13 +294,13 @@ impl Run {
     /// Takes back what a step has in flight.
     pub(super) fn drop_flights(&mut self, step: usize) {
         for (call, _) in self.flights_of(step) {
-            self.flights.remove(&call);
+            self.flights.remove(call);
             self.actions.push_back(Action::Drop(call));
         }
     }
 
     fn flights_of(&self, step: usize) -> Vec<(CallId, Flight)> {
-        let of = |(_, flight): &(&CallId, &Flight)| flight.step == step && !flight.undo;
-        self.flights.iter().filter(of).map(|(call, flight)| (*call, *flight)).collect()
+        let of = |(_, flight): &(CallId, Flight)| flight.step == step && !flight.undo;
+        self.flights.iter().filter(of).collect()
     }
 }

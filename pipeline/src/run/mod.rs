@@ -21,23 +21,40 @@
 //! failures on record, so after a crash a call whose outcome is unknown is sent
 //! again under its old key, and a new attempt follows only a recorded failure.
 //!
-//! Parts: `apply` (records → state) · `advance` (state → calls) · `failure` (what
-//! follows when no attempt is left, deadlines) · `undo` (compensations) · `commands`
-//! (what people want) · `source` (streams that give items) · `steps` (state of a step)
-//! · `outbox` (records that wait, in batches) · `scope` (what expressions see). Driven
-//! by the scheduler.
+//! Parts: `apply` (records → state), with `turn` (a step begins) and `results` (what
+//! became of calls) · `advance` (state → calls) · `batch` (items put together) · `failure`
+//! (what follows when no attempt is left, deadlines) · `finalize` (the last phase) · `undo`
+//! (compensations) · `commands` (what people want) · `start` (when a run begins) · `wait`
+//! (signals, timers, polls) · `finish` (what it gives) · `source` (streams that give items)
+//! · `feed` (streams that take messages) · `report` (what steps say of their progress)
+//! · `stage` (results that are items) · `steps` (state of a step) · `outbox` (records that
+//! wait, in batches) · `scope` (what expressions see) · `places` (how many calls at once) ·
+//! `meter` (what stages do with their time) · `views` (what people see). Driven by the scheduler.
 
 mod advance;
 mod apply;
+mod batch;
 mod commands;
 mod failure;
+mod feed;
+mod finalize;
+mod finish;
+mod meter;
 mod outbox;
+mod places;
+mod report;
+mod results;
 mod scope;
 mod source;
+mod stage;
+mod start;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod undo;
+mod views;
+mod wait;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -47,14 +64,24 @@ use minijinja::Value;
 
 use crate::plan::Plan;
 use crate::record::{Counts, Record, cut};
-use crate::state::{RunState, StepState};
+use crate::state::RunState;
 
 pub use apply::{ReplayError, code_name};
 pub use commands::{Command, Skip};
+pub use feed::KEPT_MAX_BYTES;
+use meter::Meter;
+pub use meter::StageView;
 use outbox::Outbox;
+use places::{Flights, Places};
+pub use report::{REPORT_INTERVAL_MS, REPORT_MAX_BYTES};
 use scope::Scope;
+use start::Starting;
+pub use start::Wants;
 use steps::StepRun;
 use undo::Undo;
+pub use views::StepView;
+use wait::Signals;
+pub use wait::{SIGNAL_MAX_BYTES, SIGNALS_KEPT_MAX};
 
 /// How many items may be read ahead of the calls that take them. Enough that a step
 /// with many calls in flight never waits for the source's next batch.
@@ -100,6 +127,10 @@ pub enum Event {
     },
     /// Another scheduler owns the run.
     Fenced,
+    /// The run has its key: see [`Run::wants`].
+    Key,
+    /// All services that the run calls have workers: see [`Run::wants`].
+    Services,
     /// A call was answered.
     Answered {
         /// Which.
@@ -123,6 +154,11 @@ pub enum Event {
         /// The messages, in order.
         items: Vec<Bytes>,
     },
+    /// A stream has taken the messages of the last [`Action::Send`].
+    Sent {
+        /// Which.
+        call: CallId,
+    },
     /// A stream ended well.
     Ended {
         /// Which.
@@ -134,6 +170,12 @@ pub enum Event {
         ask: u64,
         /// What is wanted.
         command: Command,
+    },
+    /// So many bytes of items may wait in memory from here on: the run's part of what the
+    /// scheduler has.
+    Room {
+        /// How many.
+        bytes: usize,
     },
     /// It is later than [`Run::poll_timeout`] said.
     Timeout,
@@ -158,6 +200,16 @@ pub enum Action {
         items: usize,
         /// How many bytes.
         bytes: usize,
+    },
+    /// Give these messages to a stream that takes some, in order, then say [`Event::Sent`].
+    /// There is never a second one for a stream before that.
+    Send {
+        /// Which.
+        call: CallId,
+        /// The messages.
+        messages: Vec<Bytes>,
+        /// Whether they are the last: the stream is half-closed behind them.
+        finish: bool,
     },
     /// Cancel a call or stream; no event of it is wanted any more.
     Drop(CallId),
@@ -192,10 +244,18 @@ pub struct Call {
     pub attempt: u32,
     /// The service.
     pub service: Arc<str>,
+    /// The name under which workers with a label serve it, if one of them is to have the call
+    /// when it is free.
+    pub preferred: Option<Arc<str>>,
     /// The method.
     pub method: Arc<str>,
+    /// What the method was when the run was recorded, if the one who has it is to be asked whether it
+    /// still is: who makes the call sets it.
+    pub schema: Option<Arc<str>>,
     /// The message.
     pub body: Bytes,
+    /// Whether it takes a stream of messages, which come by [`Action::Send`], and no body.
+    pub takes: bool,
     /// How long it may take.
     pub timeout_ms: u64,
     /// Whether the mesh may give it to a second worker when the first dies with it.
@@ -210,6 +270,8 @@ struct Flight {
     attempt: u32,
     /// It takes back what the step did.
     undo: bool,
+    /// It is a stream.
+    stream: bool,
 }
 
 /// When something has to be looked at again.
@@ -219,8 +281,14 @@ enum Wake {
     Step(usize),
     /// The next attempt of an item of a step.
     Item(usize, u64),
+    /// The loose items of a step have waited long enough for others.
+    Batch(usize),
     /// A step's deadline.
     Deadline(usize),
+    /// Something may have to be heard of a step.
+    Heartbeat(usize),
+    /// What a step reported may be recorded.
+    Report(usize),
     /// The next attempt to take something back.
     Undo,
 }
@@ -255,6 +323,8 @@ enum Mode {
 pub struct Run {
     id: Arc<str>,
     plan: Arc<Plan>,
+    starting: Starting,
+    signals: Signals,
     // What records say.
     state: RunState,
     reason: String,
@@ -281,12 +351,16 @@ pub struct Run {
     outputs: BTreeMap<usize, Bytes>,
     readers: Vec<usize>,
     // What only this process knows.
+    /// Who has claimed it, until that is recorded.
+    owner: Option<(String, u64)>,
     mode: Mode,
+    room: usize,
     now: Time,
     outbox: Outbox,
     appending: Option<Arc<Vec<Record>>>,
     actions: VecDeque<Action>,
-    flights: BTreeMap<CallId, Flight>,
+    flights: Flights,
+    places: Places,
     next_call: u64,
     timers: BTreeSet<(Time, Wake)>,
     dirty: BTreeSet<usize>,
@@ -303,17 +377,9 @@ pub struct Run {
     shown: Vec<Counts>,
     shown_at: Time,
     moved: bool,
-}
-
-/// A step, for people, and for the store when the run has ended.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct StepView {
-    /// Its state.
-    pub state: StepState,
-    /// How far it is.
-    pub counts: Counts,
-    /// The last error, also of an attempt that was tried again.
-    pub error: String,
+    /// What the steps did with their time, and until when that is counted.
+    meters: Vec<Meter>,
+    measured_at: Time,
 }
 
 impl Run {
@@ -322,6 +388,8 @@ impl Run {
     pub fn new(id: &str, plan: Arc<Plan>, parameters: Value) -> Self {
         let steps: Vec<StepRun> = plan.steps.iter().map(StepRun::new).collect();
         let mut readers = vec![0; steps.len()];
+        // Outputs are made at the end.
+        plan.around.outputs_read.iter().for_each(|read| readers[*read] += 1);
         for step in &plan.steps {
             for read in &step.reads {
                 readers[*read] += 1;
@@ -333,6 +401,8 @@ impl Run {
         }
         Self {
             id: id.into(),
+            starting: Starting::default(),
+            signals: Signals::default(),
             state: RunState::Recorded,
             reason: String::new(),
             records: 0,
@@ -353,17 +423,22 @@ impl Run {
             asks: Vec::new(),
             asks_writing: Vec::new(),
             shown: vec![Counts::default(); steps.len()],
+            meters: vec![Meter::default(); steps.len()],
+            measured_at: Time::default(),
             scope: Scope::new(id, parameters),
             outputs: BTreeMap::new(),
             readers,
             steps,
             plan,
+            owner: None,
             mode: Mode::Loading,
+            room: usize::MAX,
             now: Time::default(),
             outbox: Outbox::default(),
             appending: None,
             actions: VecDeque::new(),
-            flights: BTreeMap::new(),
+            flights: Flights::default(),
+            places: Places::default(),
             next_call: 0,
             timers: BTreeSet::new(),
             dirty: BTreeSet::new(),
@@ -379,6 +454,13 @@ impl Run {
             .into()
     }
 
+    /// A scheduler has claimed it, after another: recorded when it is loaded.
+    pub fn owned(&mut self, by: &str, epoch: u64) {
+        if self.mode == Mode::Loading {
+            self.owner = Some((by.to_owned(), epoch));
+        }
+    }
+
     /// Takes a record from the store, before [`Event::Loaded`].
     pub fn replay(&mut self, record: &Record) -> Result<(), ReplayError> {
         match self.mode {
@@ -390,8 +472,13 @@ impl Run {
     /// Takes what happened. Then drain [`Run::poll_action`].
     pub fn handle(&mut self, now: Time, event: Event) {
         self.now = self.now.max(now);
+        self.measure(self.now);
         match (self.mode, event) {
             (Mode::Gone, _) => return,
+            (_, Event::Room { bytes }) => {
+                self.room = bytes;
+                return;
+            }
             (Mode::Loading, Event::Loaded) => self.load(),
             (Mode::Loading, _) | (_, Event::Loaded) => return,
             (_, Event::Appended) => self.appended(),
@@ -400,11 +487,14 @@ impl Run {
             (_, Event::Command { ask, command }) => self.commands.push_back((ask, command)),
             // The end is on its way to disk: what comes now changes nothing.
             (Mode::Closing, _) => {}
+            (Mode::Live, Event::Key) => self.has_key(),
+            (Mode::Live, Event::Services) => self.has_services(),
             (Mode::Live, Event::Answered { call, body }) => self.answered(call, body),
             (Mode::Live, Event::Failed { call, code, message }) => {
                 self.failed(call, code, cut(message));
             }
             (Mode::Live, Event::Items { call, items }) => self.items(call, items),
+            (Mode::Live, Event::Sent { call }) => self.sent(call),
             (Mode::Live, Event::Ended { call }) => self.stream_ended(call),
             (Mode::Live, Event::Timeout) => {}
         }
@@ -451,7 +541,8 @@ impl Run {
                 let limit = self.limit().map(|(at, _)| at);
                 // While an append is on its way nothing can be added to it.
                 let progress = self.progress_at().filter(|_| self.appending.is_none());
-                timer.into_iter().chain(limit).chain(progress).min()
+                let start = self.start_timeout();
+                timer.into_iter().chain(limit).chain(progress).chain(start).min()
             }
             Mode::Loading | Mode::Closing | Mode::Gone => None,
         }
@@ -472,50 +563,9 @@ impl Run {
         self.records
     }
 
-    /// Its steps, for people.
-    pub fn views(&self) -> Vec<StepView> {
-        let view = |(index, step): (usize, &StepRun)| StepView {
-            state: match self.state.is_end() && !step.state.is_end() {
-                true => StepState::Cancelled,
-                false => step.state,
-            },
-            counts: self.counts(index),
-            error: step.error.clone(),
-        };
-        self.steps.iter().enumerate().map(view).collect()
-    }
-
-    fn counts(&self, step: usize) -> Counts {
-        let running = match self.mode {
-            Mode::Live | Mode::Closing => self.steps[step].running(),
-            Mode::Loading | Mode::Gone => 0,
-        };
-        Counts { running, ..self.steps[step].counts }
-    }
-
-    /// When the counts are to be recorded again.
-    fn progress_at(&self) -> Option<Time> {
-        let live = self.mode == Mode::Live && self.moved;
-        live.then(|| self.shown_at.plus_ms(PROGRESS_INTERVAL_MS))
-    }
-
-    /// Adds the counts of the steps that moved.
-    fn add_progress(&mut self, ends: bool) {
-        (self.shown_at, self.moved) = (self.now, false);
-        let mut counts: Vec<Counts> = (0..self.steps.len()).map(|step| self.counts(step)).collect();
-        self.outbox.count_into(&mut counts);
-        if ends {
-            counts.iter_mut().for_each(|counts| counts.running = 0);
-        }
-        let moved = counts.iter().zip(&self.shown).enumerate();
-        let moved: Vec<(u32, Counts)> = moved
-            .filter(|(_, (now, shown))| now != shown)
-            .map(|(step, (now, _))| (step as u32, *now))
-            .collect();
-        self.shown = counts;
-        if !moved.is_empty() {
-            self.outbox.add_progress(Record::Progress { at_ms: self.now.0, steps: moved });
-        }
+    /// The commands that are done once the append that is on its way is on disk.
+    pub fn asks_written(&self) -> &[u64] {
+        &self.asks_writing
     }
 
     /// Whether something new may begin.
@@ -525,7 +575,7 @@ impl Run {
 
     fn evict(&mut self, reason: String) {
         self.mode = Mode::Gone;
-        self.flights.clear();
+        self.flights = Flights::default();
         self.actions.clear();
         self.actions.push_back(Action::Evict { reason });
     }

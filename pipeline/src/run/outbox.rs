@@ -21,6 +21,7 @@ const OUTCOMES_RECORD_MAX: usize = 4096;
 enum Kind {
     Items,
     Done,
+    Results,
     Failed,
 }
 
@@ -29,7 +30,7 @@ enum Kind {
 pub(super) struct Outbox {
     records: Vec<Record>,
     growing: BTreeMap<(Kind, usize), usize>,
-    /// The bytes in the growing record of items of each step.
+    /// The bytes in the growing record of items, or of results, of each step.
     item_bytes: BTreeMap<usize, usize>,
 }
 
@@ -92,6 +93,22 @@ impl Outbox {
         }
     }
 
+    /// Adds an item that is done, with its result.
+    pub(super) fn result(&mut self, step: usize, item: u64, result: Bytes) {
+        let bytes = self.item_bytes.get(&step).copied().unwrap_or(0) + result.len();
+        if bytes <= ITEMS_RECORD_MAX_BYTES
+            && let Some(Record::Results { items, .. }) = self.grow(Kind::Results, step)
+            && items.len() < OUTCOMES_RECORD_MAX
+        {
+            items.push((item, result));
+            self.item_bytes.insert(step, bytes);
+            return;
+        }
+        self.item_bytes.insert(step, result.len());
+        let record = Record::Results { step: step as u32, items: vec![(item, result)] };
+        self.start(Kind::Results, step, record);
+    }
+
     /// Adds an attempt that failed.
     pub(super) fn failed(&mut self, at_ms: u64, step: usize, attempt: FailedAttempt) {
         match self.grow(Kind::Failed, step) {
@@ -114,18 +131,36 @@ impl Outbox {
         self.records.insert(at, progress);
     }
 
-    /// Adds to the counts what the waiting records will change.
-    pub(super) fn count_into(&self, counts: &mut [Counts]) {
+    /// Adds to the counts what the waiting records will change; `size` tells how many items
+    /// a number stands for.
+    pub(super) fn count_into(
+        &self,
+        counts: &mut [Counts],
+        size: impl Fn(usize, Option<u64>) -> u64,
+    ) {
         for record in &self.records {
             match record {
                 Record::Items { step, items, .. } => {
                     counts[*step as usize].items += items.len() as u64;
                 }
-                Record::Done { step, items } => counts[*step as usize].done += items.len() as u64,
+                Record::Done { step, items } => {
+                    let step = *step as usize;
+                    counts[step].done +=
+                        items.iter().map(|item| size(step, Some(*item))).sum::<u64>();
+                }
+                Record::Results { step, items } => {
+                    let step = *step as usize;
+                    counts[step].done +=
+                        items.iter().map(|(item, _)| size(step, Some(*item))).sum::<u64>();
+                }
                 Record::Failed { step, attempts, .. } => {
-                    let last = attempts.iter().filter(|failed| failed.last).count() as u64;
-                    counts[*step as usize].failed += last;
-                    counts[*step as usize].retries += attempts.len() as u64 - last;
+                    let step = *step as usize;
+                    for failed in attempts {
+                        match failed.last {
+                            true => counts[step].failed += size(step, failed.item),
+                            false => counts[step].retries += 1,
+                        }
+                    }
                 }
                 Record::Interrupted { step, last, .. } => {
                     counts[*step as usize].retries += u64::from(!last);
@@ -135,8 +170,16 @@ impl Outbox {
                     count_end(counts, *state, output.is_some());
                 }
                 Record::Run { .. }
+                | Record::Begin { .. }
+                | Record::Owner { .. }
+                | Record::Signal { .. }
+                | Record::Polled { .. }
+                | Record::Reported { .. }
+                | Record::Outputs { .. }
                 | Record::Opened { .. }
+                | Record::Batches { .. }
                 | Record::Retry { .. }
+                | Record::Finalize { .. }
                 | Record::SkipItems { .. }
                 | Record::Again { .. }
                 | Record::Undo { .. }

@@ -16,14 +16,24 @@ pub(super) struct Scope {
 #[derive(Debug)]
 struct Names {
     shared: Arc<BTreeMap<String, Value>>,
-    item: Option<(Value, u64)>,
+    subject: Option<Subject>,
+}
+
+/// What one evaluation is about: an item, or the items of a batch.
+#[derive(Debug)]
+pub(super) struct Subject {
+    /// `item` or `items`.
+    pub(super) name: &'static str,
+    pub(super) value: Value,
+    /// The number of the item, or of the first.
+    pub(super) index: u64,
 }
 
 impl Object for Names {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        match (key.as_str()?, &self.item) {
-            ("item", Some((item, _))) => Some(item.clone()),
-            ("index", Some((_, index))) => Some(Value::from(*index)),
+        match (key.as_str()?, &self.subject) {
+            (name, Some(subject)) if name == subject.name => Some(subject.value.clone()),
+            ("index", Some(subject)) => Some(Value::from(subject.index)),
             (name, _) => self.shared.get(name).cloned(),
         }
     }
@@ -43,8 +53,15 @@ impl Scope {
     }
 
     /// The scope of one evaluation.
-    pub(super) fn value(&self, item: Option<(Value, u64)>) -> Value {
-        Value::from_object(Names { shared: self.names.clone(), item })
+    pub(super) fn value(&self, subject: Option<Subject>) -> Value {
+        Value::from_object(Names { shared: self.names.clone(), subject })
+    }
+
+    /// The scope of one evaluation that sees one thing more.
+    pub(super) fn with(&self, name: &str, value: Value) -> Value {
+        let mut names = (*self.names).clone();
+        names.insert(name.to_owned(), value);
+        Value::from_object(Names { shared: Arc::new(names), subject: None })
     }
 
     /// Adds the output of a step.

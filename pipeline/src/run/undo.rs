@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::apply::code_name;
+use super::failure::{is_final, quarantined, takes_worker};
 use super::steps::{CallWork, Work};
 use super::{Action, Flight, Run, Time, Wake};
 use crate::input::BoundInput;
@@ -37,8 +38,10 @@ impl Run {
         let is_open = |step: &usize| {
             let waits = match &self.steps[*step].work {
                 Work::Call(call) => call.not_before > self.at,
-                Work::Source(_) | Work::Each(_) => true,
+                Work::Wait | Work::Source(_) | Work::Each(_) => true,
             };
+            // A pipeline is cancelled with the run it is part of, and takes back itself.
+            let waits = waits || self.plan.steps[*step].own.is_some();
             let running = self.steps[*step].state == StepState::Running;
             self.plan.steps[*step].undo.is_some() && running && !waits
         };
@@ -97,7 +100,8 @@ impl Run {
             self.timers.insert((undo.work.not_before, Wake::Undo));
             return;
         }
-        let flight = Flight { step, item: None, attempt: undo.work.failures + 1, undo: true };
+        let flight =
+            Flight { step, item: None, attempt: undo.work.failures + 1, undo: true, stream: false };
         match self.undo_body(step) {
             Ok(body) => self.send(flight, body, Action::Call),
             Err(why) => self.pause(format!("compensation of {}", self.words(step, &why))),
@@ -130,14 +134,18 @@ impl Run {
         let Flight { step, attempt, .. } = flight;
         let (Some(planned), Some(undo)) = (&self.plan.steps[step].undo, &self.undo) else { return };
         let attempts = planned.retry.attempts;
-        let failures = undo.work.since + 1;
-        let last = failures >= attempts;
+        let (failures, lost) = (undo.work.since + 1, takes_worker(code, &message));
+        // As with other calls: what kills workers, or is refused, is not tried on and on.
+        let poison = lost && undo.work.lost + 1 >= planned.retry.quarantine;
+        let workers = undo.work.lost + 1;
+        let last = poison || failures >= attempts || is_final(code);
         let words = message.clone();
-        let failed = FailedAttempt { item: None, attempt, code, message: words, last };
+        let failed = FailedAttempt { item: None, attempt, code, message: words, last, lost };
         self.outbox.push(Record::UndoFailed { at_ms: self.now.0, step: step as u32, failed });
         if last {
             let code = code_name(code);
             let why = format!("{code}: {message} (attempt {failures} of {attempts})");
+            let why = if poison { quarantined(workers, &why) } else { why };
             self.pause(format!("compensation of {}", self.words(step, &why)));
         }
     }
@@ -157,6 +165,7 @@ impl Run {
         }
         let work = &mut undo.work;
         (work.failures, work.since) = (work.failures + 1, work.since + 1);
+        work.lost += u32::from(failed.lost);
         if work.failures != failed.attempt {
             return Err(format!("attempt {} failed as {}", failed.attempt, work.failures));
         }
@@ -186,7 +195,8 @@ impl Run {
     pub(super) fn rescue_undo(&mut self) {
         if let Some(undo) = &mut self.undo {
             let work = &mut undo.work;
-            (work.since, work.not_before, work.busy) = (0, Time::default(), false);
+            (work.since, work.lost) = (0, 0);
+            (work.not_before, work.busy) = (Time::default(), false);
         }
     }
 }

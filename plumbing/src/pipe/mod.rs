@@ -67,8 +67,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// More than one peer sends through a pipe that has any other.
-    pub const PEER_RATE: u32 = 200_000;
+    /// Several times what the fastest client or worker was seen to send: only who does harm comes near.
+    pub const PEER_RATE: u32 = 1_000_000;
     /// As many as the tables of a pipe and of a broker know.
     pub const CONNECTIONS: usize = 65_536;
 }
@@ -109,6 +109,13 @@ macro_rules! counts {
         /// What a pipe has done so far; counts since its start.
         #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
         pub struct PipeStats { $($(#[$doc])* pub $name: u64,)* }
+
+        impl PipeStats {
+            /// Each with its name.
+            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name)),*].into_iter()
+            }
+        }
 
         /// The same, where other threads can read it.
         #[derive(Default)]

@@ -1,8 +1,12 @@
-//! What every store has to do, run against each of them.
+//! What every store has to do, run against each of them, on a good day and on a bad one.
 
 use std::future::Future;
 
+use super::shaky::Shaky;
 use super::*;
+
+/// The wait before a store that cannot be reached is asked again.
+const A_MOMENT: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// Runs a check against every store.
 fn every_store<Checked: Future<Output = ()>>(check: impl Fn(SharedStore) -> Checked) {
@@ -12,6 +16,29 @@ fn every_store<Checked: Future<Output = ()>>(check: impl Fn(SharedStore) -> Chec
     let sqlite =
         SqliteStore::open(folder.path().join("zex.db"), &SqliteOptions::default()).unwrap();
     runtime.block_on(check(Arc::new(sqlite)));
+    let url = zex_database::Cluster::shared().database();
+    runtime.block_on(async {
+        let store = PostgresStore::connect(&url, &PostgresOptions::default()).await.unwrap();
+        check(Arc::new(store)).await;
+    });
+}
+
+/// Asks again until the store can be reached.
+pub(super) async fn again<T>(act: impl Fn() -> Pending<T>) -> Result<T, StoreError> {
+    loop {
+        match act().await {
+            Err(StoreError::Unreachable(_)) => tokio::time::sleep(A_MOMENT).await,
+            done => return done,
+        }
+    }
+}
+
+/// Claims a run that nobody else has.
+pub(super) async fn claimed(store: &SharedStore, run: &str) -> u64 {
+    match again(|| store.claim(run.to_owned())).await {
+        Ok(Claimed::Ours { epoch }) => epoch,
+        other => panic!("{other:?}"),
+    }
 }
 
 pub(super) fn record(text: &str, event: bool) -> NewRecord {
@@ -34,7 +61,8 @@ pub(super) fn new_run(id: &str, key: u8) -> NewRun {
 
 pub(super) fn more(run: &str, epoch: u64, after: u64, records: &[&str]) -> Append {
     let records = records.iter().map(|text| record(text, false)).collect();
-    Append { run: run.to_owned(), epoch, after, records, state: None }
+    let letters = Vec::new();
+    Append { run: run.to_owned(), epoch, after, records, state: None, letters }
 }
 
 async fn read(
@@ -56,7 +84,7 @@ fn pairs(pairs: &[(u64, &str)]) -> Vec<(u64, String)> {
 fn a_journal_is_read_as_it_was_written() {
     every_store(|store| async move {
         assert_eq!(store.create(new_run("r1", 1)).await, Ok(Created::New));
-        let epoch = store.claim("r1".to_owned()).await.unwrap();
+        let epoch = claimed(&store, "r1").await;
         let mut append = more("r1", epoch, 2, &["cc", "dd"]);
         append.records[1].event = true;
         store.append(append).await.unwrap();
@@ -77,11 +105,13 @@ fn only_the_newest_claim_appends_and_only_behind_the_last_record() {
         store.create(new_run("r1", 1)).await.unwrap();
         let no_claim = store.append(more("r1", 0, 2, &["x"])).await;
         assert_eq!(no_claim, Ok(()), "epoch 0 is the one of who made it");
-        let old = store.claim("r1".to_owned()).await.unwrap();
-        let new = store.claim("r1".to_owned()).await.unwrap();
+        let old = claimed(&store, "r1").await;
+        let new = claimed(&store, "r1").await;
         assert!(new > old);
         let fenced = Err(StoreError::Fenced("r1".to_owned()));
         assert_eq!(store.append(more("r1", old, 3, &["x"])).await, fenced);
+        assert_eq!(store.append(more("r1", old, 3, &[])).await, fenced, "with nothing to say");
+        assert_eq!(store.append(more("r1", new, 3, &[])).await, Ok(()));
         let gap = |after| Err(StoreError::Gap { run: "r1".to_owned(), has: 3, after });
         assert_eq!(store.append(more("r1", new, 2, &["x"])).await, gap(2));
         assert_eq!(store.append(more("r1", new, 9, &["x"])).await, gap(9));
@@ -196,5 +226,120 @@ fn many_appends_at_once_all_arrive() {
                 ReadQuery { run: format!("r{run}"), after: 0, events: false, max_bytes: 10_000 };
             assert_eq!(store.read(query).await.unwrap().len(), 52);
         }
+    });
+}
+
+#[test]
+fn notes_change_only_from_the_version_that_was_seen() {
+    every_store(|store| async move {
+        let change = |name: &str, version: u64, body: Option<&'static str>| NoteChange {
+            kind: "key",
+            name: name.to_owned(),
+            version,
+            body: body.map(|text| Bytes::from_static(text.as_bytes())),
+        };
+        assert_eq!(store.note("key", "a".to_owned()).await, Ok(None));
+        assert_eq!(store.change_note(change("a", 0, Some("one"))).await, Ok(true));
+        assert_eq!(store.change_note(change("a", 0, Some("two"))).await, Ok(false), "it is there");
+        assert_eq!(store.change_note(change("a", 1, Some("two"))).await, Ok(true));
+        assert_eq!(store.change_note(change("a", 1, None)).await, Ok(false), "it has moved on");
+        assert_eq!(store.change_note(change("b", 0, Some("other"))).await, Ok(true));
+        let note = |name: &str, version, body: &'static str| Note {
+            name: name.to_owned(),
+            version,
+            body: Bytes::from_static(body.as_bytes()),
+        };
+        assert_eq!(store.note("key", "a".to_owned()).await, Ok(Some(note("a", 2, "two"))));
+        let all = vec![note("a", 2, "two"), note("b", 1, "other")];
+        assert_eq!(store.notes("key").await, Ok(all));
+        assert_eq!(store.notes("schedule").await, Ok(vec![]), "kinds are apart");
+        assert_eq!(store.change_note(change("a", 2, None)).await, Ok(true));
+        assert_eq!(store.note("key", "a".to_owned()).await, Ok(None));
+        assert_eq!(store.change_note(change("a", 0, Some("anew"))).await, Ok(true));
+    });
+}
+
+#[test]
+fn only_a_run_that_has_ended_is_forgotten() {
+    every_store(|store| async move {
+        store.create(new_run("r1", 1)).await.unwrap();
+        store.remove_run("r1".to_owned()).await.unwrap();
+        assert!(store.run("r1".to_owned()).await.unwrap().is_some(), "it has not ended");
+        let epoch = claimed(&store, "r1").await;
+        let mut end = more("r1", epoch, 2, &["c"]);
+        let state = RunState::Succeeded;
+        end.state = Some(NewState { state, reason: String::new(), ended_ms: Some(9), steps: None });
+        store.append(end).await.unwrap();
+        store.remove_run("r1".to_owned()).await.unwrap();
+        assert_eq!(store.run("r1".to_owned()).await, Ok(None));
+        assert_eq!(store.by_key([1; 16]).await, Ok(None));
+        store.remove_run("r1".to_owned()).await.unwrap();
+    });
+}
+
+/// Appends until it is known what became of it, as the task of a run does.
+pub(super) async fn insist(store: &SharedStore, append: Append) -> Result<(), StoreError> {
+    let (end, mut unknown) = (append.after + append.records.len() as u64, false);
+    loop {
+        match store.append(append.clone()).await {
+            Err(StoreError::Unreachable(_)) => unknown = true,
+            Err(StoreError::Gap { has, .. }) if unknown && has == end => return Ok(()),
+            done => return done,
+        }
+        tokio::time::sleep(A_MOMENT).await;
+    }
+}
+
+const RUNS: u8 = 8;
+const APPENDS: u64 = 30;
+const EACH: u64 = 3;
+
+fn text(run: u8, seq: u64) -> String {
+    format!("{run}.{seq}")
+}
+
+/// Writes to many runs at once, whatever happens on the way: the epochs it did it under.
+pub(super) async fn write_much(store: &SharedStore) -> Vec<u64> {
+    let one = |run: u8| async move {
+        let id = format!("r{run}");
+        again(|| store.create(new_run(&id, run))).await.unwrap();
+        let epoch = claimed(store, &id).await;
+        for append in 0..APPENDS {
+            let after = 2 + append * EACH;
+            let texts: Vec<String> =
+                (after + 1..).take(EACH as usize).map(|seq| text(run, seq)).collect();
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            insist(store, more(&id, epoch, after, &texts)).await.unwrap();
+        }
+        epoch
+    };
+    futures_util::future::join_all((0..RUNS).map(one)).await
+}
+
+/// Looks at what is there after it: what was acknowledged, once, in order, without gaps; and
+/// nothing of who has lost a run.
+pub(super) async fn check_much(store: &SharedStore, epochs: Vec<u64>) {
+    let end = 2 + APPENDS * EACH;
+    for (run, epoch) in (0..RUNS).zip(epochs) {
+        let id = format!("r{run}");
+        let query = || ReadQuery { run: id.clone(), after: 2, events: false, max_bytes: 1 << 20 };
+        let page = again(|| store.read(query())).await.unwrap();
+        let want: Vec<StoredRecord> =
+            (3..=end).map(|seq| (seq, Bytes::from(text(run, seq)))).collect();
+        assert_eq!(page, want, "run {run}");
+        let newer = claimed(store, &id).await;
+        assert!(newer > epoch);
+        let late = insist(store, more(&id, epoch, end, &["late"])).await;
+        assert_eq!(late, Err(StoreError::Fenced(id.clone())));
+        assert_eq!(insist(store, more(&id, newer, end, &["new"])).await, Ok(()));
+    }
+}
+
+#[test]
+fn what_is_acknowledged_is_there_once_though_requests_and_answers_are_lost() {
+    every_store(|store| async move {
+        let way: SharedStore = Arc::new(Shaky::new(Arc::clone(&store)));
+        let epochs = write_much(&way).await;
+        check_much(&way, epochs).await;
     });
 }

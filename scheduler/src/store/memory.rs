@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures_util::future::{FutureExt as _, ready};
 
 use super::{
-    Append, Created, DescriptorId, NewRecord, NewRun, Pending, RUNS_LISTED_MAX, ReadQuery,
-    RunsQuery, Store, StoreError, StoredRecord, StoredRun,
+    Append, Claimed, Created, DescriptorId, NOTES_MAX, NewRecord, NewRun, Note, NoteChange,
+    Pending, RUNS_LISTED_MAX, ReadQuery, RunsQuery, Store, StoreError, StoredRecord, StoredRun,
 };
 
 /// A store in memory. Clones are the same store.
@@ -24,6 +24,7 @@ struct Kept {
     keys: BTreeMap<[u8; 16], String>,
     services: BTreeMap<String, DescriptorId>,
     descriptors: BTreeMap<DescriptorId, Bytes>,
+    notes: BTreeMap<(&'static str, String), Note>,
 }
 
 #[derive(Debug)]
@@ -83,11 +84,11 @@ impl Store for MemoryStore {
         self.with(|kept| Ok(kept.keys.get(&request_key).cloned()))
     }
 
-    fn claim(&self, run: String) -> Pending<u64> {
+    fn claim(&self, run: String) -> Pending<Claimed> {
         self.with(|kept| {
             let run = kept.run(&run)?;
             run.epoch += 1;
-            Ok(run.epoch)
+            Ok(Claimed::Ours { epoch: run.epoch })
         })
     }
 
@@ -164,5 +165,46 @@ impl Store for MemoryStore {
 
     fn descriptors(&self, id: DescriptorId) -> Pending<Option<Bytes>> {
         self.with(|kept| Ok(kept.descriptors.get(&id).cloned()))
+    }
+
+    fn note(&self, kind: &'static str, name: String) -> Pending<Option<Note>> {
+        self.with(|kept| Ok(kept.notes.get(&(kind, name)).cloned()))
+    }
+
+    fn notes(&self, kind: &'static str) -> Pending<Vec<Note>> {
+        self.with(|kept| {
+            let notes = kept.notes.range((kind, String::new())..);
+            let notes = notes.take_while(|((of, _), _)| *of == kind);
+            Ok(notes.map(|(_, note)| note.clone()).take(NOTES_MAX).collect())
+        })
+    }
+
+    fn change_note(&self, change: NoteChange) -> Pending<bool> {
+        self.with(|kept| {
+            let NoteChange { kind, name, version, body } = change;
+            let key = (kind, name.clone());
+            if kept.notes.get(&key).map_or(0, |note| note.version) != version {
+                return Ok(false);
+            }
+            match body {
+                Some(body) => {
+                    kept.notes.insert(key, Note { name, version: version + 1, body });
+                }
+                None => {
+                    kept.notes.remove(&key);
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    fn remove_run(&self, id: String) -> Pending<()> {
+        self.with(|kept| {
+            if kept.runs.get(&id).is_some_and(|run| run.row.ended_ms.is_some()) {
+                kept.runs.remove(&id);
+                kept.keys.retain(|_, run| *run != id);
+            }
+            Ok(())
+        })
     }
 }

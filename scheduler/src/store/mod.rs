@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!  run tasks ─ append ─┐                      ┌─ MemoryStore: for tests and short lives
-//!  service ─ create ───┼─▶ trait Store ───────┤
-//!  catalog ─ put ──────┘                      └─ SqliteStore: one file, fsync before the answer
+//!  service ─ create ───┼─▶ trait Store ───────┼─ SqliteStore: one file, fsync before the answer
+//!  catalog ─ put ──────┘                      └─ PostgresStore: a database, for several schedulers
 //! ```
 //!
 //! What every store promises, and `conformance` checks:
@@ -13,21 +13,30 @@
 //! - A journal is a sequence without gaps: an append names the record it follows.
 //! - Only the newest claim of a run may append; an older one is [`StoreError::Fenced`].
 //! - A request that comes twice under one key makes one run.
+//! - Where several schedulers share it, a run that another one owns cannot be claimed while
+//!   that one lives (`sharing`).
 
 mod memory;
+mod postgres;
+mod sharing;
 mod sqlite;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod shaky;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::broadcast;
 use zex_pipeline::state::RunState;
 
 pub use memory::MemoryStore;
+pub use postgres::{PostgresOptions, PostgresStore};
+pub use sharing::{Claimed, FreeRun, Letter, Member, News, Renewed};
 pub use sqlite::{SqliteOptions, SqliteStore};
 
 /// The answer of a store, when it comes.
@@ -56,6 +65,10 @@ pub enum StoreError {
     /// There is no room; what was acknowledged is safe, and it works again when there is.
     #[error("the store is full: {0}; make room, runs then go on by themselves")]
     Full(String),
+    /// It does not answer. Whether it did what it was asked is not known: an append that is
+    /// asked for again is a [`StoreError::Gap`] when it was taken the first time.
+    #[error("the store cannot be reached: {0}; runs go on by themselves when it can")]
+    Unreachable(String),
     /// Writing failed in a way that leaves unclear what is on disk.
     #[error("the store cannot be written: {0}; start the scheduler again when the disk is well")]
     Broken(String),
@@ -147,10 +160,12 @@ pub struct Append {
     pub epoch: u64,
     /// How many records the journal has before.
     pub after: u64,
-    /// The records.
+    /// The records. With none it only asks whether the claim still holds.
     pub records: Vec<NewRecord>,
     /// The state of the run, when these records change it.
     pub state: Option<NewState>,
+    /// Letters to the run that are done with these records: answered in the same piece.
+    pub letters: Vec<u64>,
 }
 
 /// What a list of runs shows, as it changes.
@@ -217,6 +232,45 @@ pub struct ReadQuery {
     pub max_bytes: usize,
 }
 
+/// The most notes of one kind.
+pub const NOTES_MAX: usize = 10_000;
+
+/// Something small that is kept by its kind and name: schedules, stored pipelines, the
+/// queues of keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// Its name.
+    pub name: String,
+    /// Which change of it this is, from 1.
+    pub version: u64,
+    /// What it says.
+    pub body: Bytes,
+}
+
+/// A change of a note.
+#[derive(Debug, Clone)]
+pub struct NoteChange {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: String,
+    /// The version it has now; 0 when there is none.
+    pub version: u64,
+    /// What it is to say; none removes it.
+    pub body: Option<Bytes>,
+}
+
+/// What a store has written since it was opened: how well appends share commits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Commits that were waited for.
+    pub commits: u64,
+    /// Records of journals.
+    pub records: u64,
+    /// The bytes of those records.
+    pub bytes: u64,
+}
+
 /// A record with its place in the journal, from 1.
 pub type StoredRecord = (u64, Bytes);
 
@@ -226,8 +280,8 @@ pub trait Store: Send + Sync + 'static {
     fn create(&self, run: NewRun) -> Pending<Created>;
     /// The id of the run that was made under this request key.
     fn by_key(&self, request_key: [u8; 16]) -> Pending<Option<String>>;
-    /// Makes the caller the owner of a run: the epoch that its appends must carry.
-    fn claim(&self, run: String) -> Pending<u64>;
+    /// Makes the caller the owner of a run, unless another one is that lives.
+    fn claim(&self, run: String) -> Pending<Claimed>;
     /// Adds records to a journal.
     fn append(&self, append: Append) -> Pending<()>;
     /// Reads records in order; an empty list is the end of what there is.
@@ -242,4 +296,76 @@ pub trait Store: Send + Sync + 'static {
     fn services(&self) -> Pending<Vec<(String, DescriptorId)>>;
     /// Descriptors by their name.
     fn descriptors(&self, id: DescriptorId) -> Pending<Option<Bytes>>;
+    /// A note.
+    fn note(&self, kind: &'static str, name: String) -> Pending<Option<Note>>;
+    /// All notes of a kind, by name; [`NOTES_MAX`] at most.
+    fn notes(&self, kind: &'static str) -> Pending<Vec<Note>>;
+    /// Changes a note if it has the version that is named. False when it has another.
+    fn change_note(&self, change: NoteChange) -> Pending<bool>;
+    /// Forgets a run that has ended, with its journal.
+    fn remove_run(&self, id: String) -> Pending<()>;
+    /// What it has written; zeros where that is not counted.
+    fn written(&self) -> Written {
+        Written::default()
+    }
+
+    /// What other schedulers do, from now on. None when there can be no others: then nothing
+    /// below is ever asked for.
+    fn news(&self) -> Option<broadcast::Receiver<News>> {
+        None
+    }
+    /// Says that this scheduler lives, for the time of a lease from now on.
+    fn renew(&self, member: Member) -> Pending<Renewed> {
+        let _alone = member;
+        ready(Ok(Renewed::default())).boxed()
+    }
+    /// Gives back all that this scheduler has: others take it up at once.
+    fn release(&self) -> Pending<()> {
+        ready(Ok(())).boxed()
+    }
+    /// Schedulers that share the store, also some that have gone.
+    fn members(&self) -> Pending<Vec<Member>> {
+        ready(Ok(Vec::new())).boxed()
+    }
+    /// Runs that have not ended and that nobody owns who lives.
+    fn free_runs(&self) -> Pending<Vec<FreeRun>> {
+        ready(Ok(Vec::new())).boxed()
+    }
+    /// The runs of this scheduler that have not ended.
+    fn own_runs(&self) -> Pending<Vec<String>> {
+        ready(Ok(Vec::new())).boxed()
+    }
+    /// Puts a letter into the inbox of a run. None when the run has ended, or is not there.
+    fn put_letter(&self, run: String, body: Bytes) -> Pending<Option<u64>> {
+        let _nobody = (run, body);
+        ready(Ok(None)).boxed()
+    }
+    /// The letters to a run that are not answered, in the order in which they came.
+    fn letters(&self, run: String) -> Pending<Vec<Letter>> {
+        let _none = run;
+        ready(Ok(Vec::new())).boxed()
+    }
+    /// Answers a letter.
+    fn answer_letter(&self, number: u64, answer: Bytes) -> Pending<()> {
+        let _nobody = (number, answer);
+        ready(Ok(())).boxed()
+    }
+    /// The answer to a letter, once there is one. It is then forgotten.
+    fn take_answer(&self, number: u64) -> Pending<Option<Bytes>> {
+        let _none = number;
+        ready(Ok(None)).boxed()
+    }
+    /// The runs of this scheduler that have letters which are not answered.
+    fn inboxes(&self) -> Pending<Vec<String>> {
+        ready(Ok(Vec::new())).boxed()
+    }
+    /// Tells the other schedulers something, which may be lost.
+    fn tell(&self, news: News) {
+        let _nobody = news;
+    }
+    /// Takes a letter back, and its answer.
+    fn drop_letter(&self, number: u64) -> Pending<()> {
+        let _none = number;
+        ready(Ok(())).boxed()
+    }
 }

@@ -12,14 +12,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use prost::Message;
 use zex_broker::{Broker, BrokerSettings};
-use zex_client::{Call, Client, ClientOptions, Code, Status};
+use zex_client::{Call, Chain, Client, ClientOptions, Code, Status};
 use zex_plumbing::{Context, Pipe, PipeSettings, StatePipeSettings};
 use zex_scheduler::store::{
-    Append, Created, DescriptorId, MemoryStore, NewRun, Pending, ReadQuery, RunsQuery, SharedStore,
-    SqliteOptions, SqliteStore, Store, StoreError, StoredRecord, StoredRun,
+    Append, Claimed, Created, DescriptorId, MemoryStore, NewRun, Note, NoteChange, Pending,
+    ReadQuery, RunsQuery, SharedStore, SqliteOptions, SqliteStore, Store, StoreError, StoredRecord,
+    StoredRun,
 };
-use zex_scheduler::{SERVICE, Scheduler, SchedulerSettings};
+use zex_scheduler::{SERVICE, Scheduler, SchedulerLimits, SchedulerSettings};
 use zex_spec::proto;
+use zex_spec::schema::{SCHEMA, refusal};
 use zex_worker::{Replies, Request, Worker, WorkerHandle, handler};
 
 /// Longest that any state is waited for.
@@ -112,6 +114,9 @@ pub(crate) struct Groups {
     pub(crate) hanging: AtomicU32,
     /// Every so many-th call fails; 0 for none.
     pub(crate) fail_every: AtomicU64,
+    /// The methods are others than those that were recorded: who says what he knows is refused, as
+    /// adapters do.
+    pub(crate) changed: std::sync::atomic::AtomicBool,
     /// From now on calls hang.
     pub(crate) hang: std::sync::atomic::AtomicBool,
     /// Streams of users that were opened.
@@ -219,7 +224,12 @@ impl World {
         let groups = Arc::clone(&self.groups);
         let list = handler(move |request: Request, replies: Replies| {
             groups.streams.fetch_add(1, Ordering::SeqCst);
+            let groups = Arc::clone(&groups);
             async move {
+                let known = request.metadata.get(SCHEMA);
+                if groups.changed.load(Ordering::SeqCst) && known.is_some() {
+                    return Err(refusal(&request.service, &request.method, "other"));
+                }
                 let wanted = ListRequest::decode(request.body).unwrap();
                 if request.method == "Get" {
                     let user = User { id: wanted.count as i64, name: "Ann".into() };
@@ -241,6 +251,10 @@ impl World {
                     let added = Added { created: false, total: ledger.size() as u64 };
                     return Ok(added.encode_to_vec().into());
                 }
+                let known = request.metadata.get(SCHEMA);
+                if ledger.changed.load(Ordering::SeqCst) && known.is_some() {
+                    return Err(refusal(&request.service, &request.method, "other"));
+                }
                 let membership = Membership::decode(request.body).unwrap();
                 ledger.add(membership).await.map(|added| added.encode_to_vec().into())
             }
@@ -250,6 +264,35 @@ impl World {
         self
     }
 
+    /// The door for workers.
+    pub(crate) fn for_workers(&self) -> &str {
+        self.worker_pipe.front_endpoint()
+    }
+
+    /// A worker of groups that does nothing with members but count them: with labels, so many at
+    /// once, and a time for each.
+    pub(crate) fn counting(
+        &self,
+        labels: &[&str],
+        capacity: u32,
+        takes: Duration,
+    ) -> (WorkerHandle, Arc<AtomicU64>) {
+        let builder = Worker::builder().worker_pipes([self.worker_pipe.front_endpoint()]);
+        let builder = builder.labels(labels.iter().copied()).capacity(capacity);
+        let (worker, count) = (builder.start().unwrap(), Arc::new(AtomicU64::new(0)));
+        let counted = Arc::clone(&count);
+        let add = handler(move |request: Request, _replies: Replies| {
+            assert_eq!(request.service, "shop.Groups", "without its label");
+            counted.fetch_add(1, Ordering::SeqCst);
+            async move {
+                tokio::time::sleep(takes).await;
+                Ok::<Bytes, Status>(Added::default().encode_to_vec().into())
+            }
+        });
+        worker.serve_described("shop.Groups", descriptors(), add).unwrap();
+        (worker, count)
+    }
+
     fn worker(&self, name: &str) -> WorkerHandle {
         let builder = Worker::builder().worker_pipes([self.worker_pipe.front_endpoint()]);
         builder.name(name).start().unwrap()
@@ -257,12 +300,47 @@ impl World {
 
     /// Starts a scheduler, and waits until it is known and knows the services.
     pub(crate) async fn scheduler(&self, store: SharedStore) -> Scheduler {
-        let settings = SchedulerSettings {
+        self.scheduler_with(store, SchedulerLimits::default()).await
+    }
+
+    /// The same with limits.
+    pub(crate) async fn scheduler_with(
+        &self,
+        store: SharedStore,
+        limits: SchedulerLimits,
+    ) -> Scheduler {
+        self.scheduler_named("scheduler", store, limits).await
+    }
+
+    /// The same with a name of its own.
+    pub(crate) async fn scheduler_named(
+        &self,
+        name: &str,
+        store: SharedStore,
+        limits: SchedulerLimits,
+    ) -> Scheduler {
+        let settings = self.settings(name, limits);
+        self.scheduler_of(settings, store).await
+    }
+
+    /// What a scheduler of this mesh needs to know.
+    pub(crate) fn settings(&self, name: &str, limits: SchedulerLimits) -> SchedulerSettings {
+        SchedulerSettings {
             in_pipes: vec![self.in_pipe.front_endpoint().to_owned()],
             worker_pipes: vec![self.worker_pipe.front_endpoint().to_owned()],
-            name: "scheduler".into(),
+            name: name.to_owned(),
             context: None,
-        };
+            limits,
+            middleware: Chain::default(),
+        }
+    }
+
+    /// The same of these settings.
+    pub(crate) async fn scheduler_of(
+        &self,
+        settings: SchedulerSettings,
+        store: SharedStore,
+    ) -> Scheduler {
         let scheduler = Scheduler::start(settings, store).await.unwrap();
         until("the scheduler is served", || async {
             let list = proto::ListRunsRequest::default();
@@ -294,6 +372,7 @@ impl World {
         let request = proto::RunRequest {
             definition: definition.to_owned(),
             parameters_json: parameters.to_owned(),
+            ..Default::default()
         };
         Ok(self.ask::<proto::RunReply>("Run", &request).await?.run_id)
     }
@@ -306,7 +385,11 @@ impl World {
 
     /// The events of a run after an offset, until it ends.
     pub(crate) async fn watch(&self, run_id: &str, after_offset: u64) -> Vec<proto::RunEvent> {
-        let request = proto::WatchRunRequest { run_id: run_id.to_owned(), after_offset };
+        let request = proto::WatchRunRequest {
+            run_id: run_id.to_owned(),
+            after_offset,
+            ..Default::default()
+        };
         let call = Call::new(SERVICE, "Watch", request.encode_to_vec()).deadline(PATIENCE);
         let mut replies = self.client.server_stream(call).await.unwrap();
         let mut events = Vec::new();
@@ -351,13 +434,23 @@ pub(crate) async fn until<Fut: Future<Output = bool>>(what: &str, mut state: imp
 pub(crate) struct Narrow {
     store: MemoryStore,
     pub(crate) full: std::sync::atomic::AtomicBool,
-    /// Appends that found it full.
+    /// There is no room for notes, and for everything else there is.
+    pub(crate) no_notes: std::sync::atomic::AtomicBool,
+    /// Appends and notes that found it full.
     pub(crate) refused: AtomicU32,
 }
 
 impl Narrow {
     fn room<T: Send + 'static>(&self, act: impl FnOnce(&MemoryStore) -> Pending<T>) -> Pending<T> {
-        if self.full.load(Ordering::SeqCst) {
+        self.room_if(self.full.load(Ordering::SeqCst), act)
+    }
+
+    fn room_if<T: Send + 'static>(
+        &self,
+        full: bool,
+        act: impl FnOnce(&MemoryStore) -> Pending<T>,
+    ) -> Pending<T> {
+        if full {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Box::pin(async { Err(StoreError::Full("no room".to_owned())) });
         }
@@ -372,7 +465,7 @@ impl Store for Narrow {
     fn by_key(&self, request_key: [u8; 16]) -> Pending<Option<String>> {
         self.store.by_key(request_key)
     }
-    fn claim(&self, run: String) -> Pending<u64> {
+    fn claim(&self, run: String) -> Pending<Claimed> {
         self.room(|store| store.claim(run))
     }
     fn append(&self, append: Append) -> Pending<()> {
@@ -395,5 +488,18 @@ impl Store for Narrow {
     }
     fn descriptors(&self, id: DescriptorId) -> Pending<Option<Bytes>> {
         self.store.descriptors(id)
+    }
+    fn note(&self, kind: &'static str, name: String) -> Pending<Option<Note>> {
+        self.store.note(kind, name)
+    }
+    fn notes(&self, kind: &'static str) -> Pending<Vec<Note>> {
+        self.store.notes(kind)
+    }
+    fn change_note(&self, change: NoteChange) -> Pending<bool> {
+        let full = self.full.load(Ordering::SeqCst) || self.no_notes.load(Ordering::SeqCst);
+        self.room_if(full, |store| store.change_note(change))
+    }
+    fn remove_run(&self, id: String) -> Pending<()> {
+        self.store.remove_run(id)
     }
 }

@@ -4,10 +4,12 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use zex_sim::{Mechanism, Setup, Sweep, describe, run, sweep, tell};
+use zex_sim::{Mechanism, Setup, Sweep, describe, pipelines, run, sweep, tell};
 
 const USAGE: &str = "\
-usage: zex-sim [--seeds N] [--from S] [--minutes M] [--world SECONDS | --hour] [--without WHAT]
+usage: zex-sim [--pipelines] [--seeds N] [--from S] [--minutes M] [--world SECONDS | --hour]
+               [--without WHAT]
+  --pipelines       worlds of schedulers and a store instead of a mesh; no --world, --hour
   --seeds N         so many worlds (default: 1,000, or no end with --minutes)
   --from S          the first seed (default 0)
   --minutes M       no new world after so many minutes of real time
@@ -23,15 +25,22 @@ struct Arguments {
     from: u64,
     minutes: Option<f64>,
     setup: Setup,
+    pipelines: bool,
+    without: Option<String>,
 }
 
 fn main() -> ExitCode {
     let Some(arguments) = parse(std::env::args().skip(1)) else {
         let names: Vec<&str> = Mechanism::ALL.iter().map(|(name, _)| *name).collect();
-        eprintln!("{USAGE}\n                    {}", names.join(" | "));
+        let others: Vec<&str> = pipelines::Mechanism::ALL.iter().map(|(name, _)| *name).collect();
+        let (names, others) = (names.join(" | "), others.join(" | "));
+        eprintln!("{USAGE}\n                    {names}\n  with --pipelines: {others}");
         return ExitCode::from(2);
     };
-    let Arguments { seeds, from, minutes, setup } = arguments;
+    if arguments.pipelines {
+        return schedulers(&arguments);
+    }
+    let Arguments { seeds, from, minutes, setup, .. } = arguments;
     let seeds = seeds.unwrap_or(if minutes.is_some() { u64::MAX } else { 1_000 });
     if seeds == 1 {
         println!("{}", describe(from, setup));
@@ -60,10 +69,46 @@ fn main() -> ExitCode {
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Worlds of schedulers and a store.
+fn schedulers(arguments: &Arguments) -> ExitCode {
+    let Arguments { seeds, from, minutes, without, .. } = arguments;
+    let (from, all) = (*from, &pipelines::Mechanism::ALL);
+    let seeds = seeds.unwrap_or(if minutes.is_some() { u64::MAX } else { 1_000 });
+    let without = without.as_ref().and_then(|name| all.iter().find(|(known, _)| known == name));
+    let without = without.map(|(_, mechanism)| *mechanism);
+    let setup = pipelines::Setup { without, ..pipelines::Setup::default() };
+    let begun = Instant::now();
+    let enough = minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes));
+    let all = pipelines::sweep(from, seeds, setup, |_, _| {
+        enough.is_none_or(|enough| begun.elapsed() < enough)
+    });
+    all.failed.iter().take(STORIES).for_each(|(seed, first)| {
+        println!("{}\n", pipelines::tell(*seed, setup, first));
+    });
+    let failed: Vec<u64> = all.failed.iter().map(|(seed, _)| *seed).collect();
+    let seconds = begun.elapsed().as_secs_f64();
+    println!(
+        "{} worlds from seed {from} in {seconds:.0} s ({:.1} a second): violations in {failed:?}\n{:?}",
+        all.seeds,
+        all.seeds as f64 / seconds,
+        all.counts,
+    );
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn parse(mut args: impl Iterator<Item = String>) -> Option<Arguments> {
-    let mut out = Arguments { seeds: None, from: 0, minutes: None, setup: Setup::default() };
+    let mut out = Arguments {
+        seeds: None,
+        from: 0,
+        minutes: None,
+        setup: Setup::default(),
+        pipelines: false,
+        without: None,
+    };
+    let mut length = false;
     while let Some(arg) = args.next() {
         match arg.as_str() {
+            "--pipelines" => out.pipelines = true,
             "--seeds" => out.seeds = Some(args.next()?.parse().ok()?),
             "--from" => out.from = args.next()?.parse().ok()?,
             "--minutes" => {
@@ -76,13 +121,18 @@ fn parse(mut args: impl Iterator<Item = String>) -> Option<Arguments> {
                 out.setup.length_ms = Some(args.next()?.parse::<u64>().ok()?.checked_mul(1_000)?);
             }
             "--hour" => out.setup.length_ms = Some(3_600_000),
-            "--without" => {
-                let name = args.next()?;
-                let (_, mechanism) = Mechanism::ALL.iter().find(|(known, _)| *known == name)?;
-                out.setup.without = Some(*mechanism);
-            }
+            "--without" => out.without = Some(args.next()?),
             _ => return None,
         }
+        length |= matches!(arg.as_str(), "--world" | "--hour");
     }
-    Some(out)
+    if let Some(name) = &out.without {
+        let of_mesh = Mechanism::ALL.iter().find(|(known, _)| known == name);
+        let of_schedulers = pipelines::Mechanism::ALL.iter().any(|(known, _)| known == name);
+        match out.pipelines {
+            true => of_schedulers.then_some(())?,
+            false => out.setup.without = Some(of_mesh?.1),
+        }
+    }
+    (!(out.pipelines && length)).then_some(out)
 }

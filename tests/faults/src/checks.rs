@@ -9,7 +9,7 @@ use crate::body;
 use crate::effects::Effect;
 use crate::load::{Entry, service};
 use crate::old::OldEntry;
-use crate::{Stage, scaled, until};
+use crate::{LOOK_AGAIN, Stage, scaled};
 
 /// Effects by key, as [`crate::effects::read`] gives them.
 pub type Effects = HashMap<[u8; 16], Vec<Effect>>;
@@ -157,9 +157,19 @@ pub fn counts_are_exact(stage: &Stage, fault: Instant, waiting: impl Fn() -> u64
 /// # Panics
 /// If something is.
 pub fn no_phantoms(stage: &Stage) {
-    until("nothing is assigned any more", HEALED, || {
-        stage.counts().values().all(|count| *count == (0, 0)).then_some(())
-    });
+    let deadline = Instant::now() + HEALED;
+    loop {
+        let left = stage.counts();
+        if left.values().all(|count| *count == (0, 0)) {
+            return;
+        }
+        if Instant::now() >= deadline {
+            let [brokers, workers] =
+                ["brokers", "workers"].map(|list| stage.zex(&[list, "--json"]));
+            panic!("still assigned, and in flight: {left:?}\n{}\n{}", brokers.out, workers.out);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
 }
 
 /// What the old dialect promises: at most one answer to each request and at most one effect, and

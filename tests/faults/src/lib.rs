@@ -12,7 +12,10 @@
 //!   dialect of 2020, in literal frames.
 //! - [`effects`]: what the workers really did, as they wrote it down before they answered.
 //! - [`checks`]: the two compared. [`network`]: brokers in network namespaces of their own.
-//! - [`flood`]: who connects to do harm.
+//! - [`flood`]: who connects to do harm. [`items`]: a pipeline over a million items, and its books.
+//!   [`chain`]: one of three stages, with workers that are processes.
+//! - [`pieces`]: a gRPC service with streams of numbered pieces, behind an adapter and the gateway.
+//! - [`runs`]: many runs of twenty steps, and what is on record of them. [`small`]: a small disk.
 //!
 //! Everything decides by ledger and effects, never by what a role says of itself. The scenarios are
 //! in `tests/scenarios`; `ZEX_FAULTS=full` runs them with their full numbers.
@@ -20,26 +23,31 @@
 #![allow(clippy::unwrap_used)] // All of this crate is tests; where it cannot go on it panics.
 
 pub mod body;
+pub mod chain;
 pub mod checks;
 pub mod effects;
 pub mod flood;
+pub mod items;
 pub mod load;
 pub mod network;
 pub mod old;
+pub mod pieces;
 mod program;
+pub mod runs;
+pub mod small;
 mod stage;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use program::Program;
-pub use stage::{Place, Plan, Said, Stage};
+pub use program::{Program, memory_bytes};
+pub use stage::{Door, Place, Plan, Said, Stage, built};
 
 /// No wait for a state lasts longer: two busy cores may build something else at the same time.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a state is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Whether the scenarios run with their full numbers, `ZEX_FAULTS=full`.
 pub fn full() -> bool {

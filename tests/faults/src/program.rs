@@ -94,10 +94,7 @@ impl Program {
 
     /// Memory that it has in use, bytes: the resident set.
     pub fn memory_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
-        let kib: u64 = line.split_whitespace().next().unwrap_or("0").parse().unwrap();
-        kib << 10
+        memory_bytes(self.pid())
     }
 
     /// Files and connections that it has open.
@@ -118,6 +115,17 @@ impl Drop for Program {
             eprintln!("--- {}, its last lines\n{}", self.name, last.join("\n"));
         }
     }
+}
+
+/// Memory that a process has in use, bytes: the resident set.
+///
+/// # Panics
+/// If the system says it in another way.
+pub fn memory_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
+    let kib: u64 = line.split_whitespace().next().unwrap_or("0").parse().unwrap();
+    kib << 10
 }
 
 /// In front of a command: it is killed even if this process is, which then drops nothing.

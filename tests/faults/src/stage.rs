@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -21,6 +22,10 @@ use crate::load::SERVICES;
 use crate::program::{Program, zex};
 use crate::{PATIENCE, until};
 
+/// The port of the gateway.
+const GATEWAY_PORT: u16 = 8080;
+/// Calls that the adapter takes at once: all that a scenario makes.
+const ADAPTER_CALLS: &str = "1000";
 /// Ports between two pipes of a kind.
 const PORT_STEP: usize = 10;
 
@@ -35,12 +40,29 @@ pub struct Plan {
     pub workers: usize,
     /// Workers of the old dialect, each at one worker pipe.
     pub old_workers: usize,
+    /// Whether there is a scheduler, with its store in [`Stage::store`].
+    pub scheduler: bool,
+    /// Schedulers that share a database: how many, and its URL. They are `scheduler-1` and so on.
+    pub shared: Option<(usize, String)>,
+    /// Where the scheduler has its store, if not in [`Stage::store`].
+    pub data: Option<PathBuf>,
     /// Further arguments of native workers by their name.
     pub worker_arguments: BTreeMap<String, Vec<String>>,
     /// Where brokers run and how they reach the pipes, if not here.
     pub broker_places: Vec<Place>,
     /// The address that the pipes listen on, if it is not this stage's own.
     pub host: Option<String>,
+    /// A gRPC service with its adapter, and the gateway before the mesh.
+    pub door: Option<Door>,
+}
+
+/// A gRPC service that is in the mesh.
+#[derive(Debug, Clone)]
+pub struct Door {
+    /// Where it is.
+    pub url: String,
+    /// What it is: a file with its descriptors.
+    pub descriptors: PathBuf,
 }
 
 /// Where a broker runs.
@@ -60,9 +82,13 @@ impl Default for Plan {
             brokers: 3,
             workers: 8,
             old_workers: 2,
+            scheduler: false,
+            shared: None,
+            data: None,
             worker_arguments: BTreeMap::new(),
             broker_places: Vec::new(),
             host: None,
+            door: None,
         }
     }
 }
@@ -79,11 +105,12 @@ struct Role {
 /// A running mesh.
 #[derive(Debug)]
 pub struct Stage {
-    directory: tempfile::TempDir,
     plan: Plan,
     host: String,
     roles: Vec<Role>,
     runtime: tokio::runtime::Runtime,
+    /// Goes last: the programs read their logs there when they end.
+    directory: tempfile::TempDir,
 }
 
 /// What a command has said when it ended.
@@ -160,16 +187,66 @@ impl Stage {
         for number in 0..plan.old_workers {
             let name = format!("old-{}", number + 1);
             let pipes = &self.worker_pipes()[number % plan.pipes];
-            let command = strings(&[&worker(), "--name", &name, "--pipes", pipes, "--old"]);
+            let command =
+                strings(&[&built("faults-worker"), "--name", &name, "--pipes", pipes, "--old"]);
             self.add(name, command);
         }
+        if plan.scheduler {
+            let data = self.store().parent().unwrap().to_owned();
+            self.add_scheduler("scheduler", ["--data", data.to_str().unwrap()]);
+        }
+        let (count, url) = plan.shared.unwrap_or_default();
+        for number in 1..=count {
+            self.add_scheduler(&format!("scheduler-{number}"), ["--store", &url]);
+        }
+        if let Some(door) = &plan.door {
+            self.add_door(door);
+        }
+    }
+
+    fn add_scheduler(&mut self, name: &str, store: [&str; 2]) {
+        let (pipes, workers) = (self.in_pipes().join(","), self.worker_pipes().join(","));
+        let mut command = strings(&[zex(), "scheduler", "--json", "--name", name]);
+        command.extend(strings(&store));
+        command.extend(strings(&["--in-pipe", &pipes, "--worker-pipe", &workers]));
+        self.add(name.to_owned(), command);
+    }
+
+    fn add_door(&mut self, door: &Door) {
+        let (pipes, workers) = (self.in_pipes().join(","), self.worker_pipes().join(","));
+        let mut command = strings(&[zex(), "adapter", "--json", "--name", "adapter"]);
+        command.extend(strings(&["--capacity", ADAPTER_CALLS, "--worker-pipe", &workers]));
+        command.extend(strings(&["--descriptors", door.descriptors.to_str().unwrap(), &door.url]));
+        self.add("adapter".to_owned(), command);
+        let mut command = strings(&[zex(), "gateway", "--json", "--plain", "--bind", &self.host]);
+        command.extend(strings(&["--gateway-port", &GATEWAY_PORT.to_string()]));
+        command.extend(strings(&["--in-pipe", &pipes, "--worker-pipe", &workers]));
+        self.add("gateway".to_owned(), command);
+    }
+
+    /// Where the gateway listens.
+    ///
+    /// # Panics
+    /// If the host is no address.
+    pub fn gateway(&self) -> SocketAddr {
+        SocketAddr::new(self.host.parse().unwrap(), GATEWAY_PORT)
     }
 
     fn worker_command(&self, name: &str) -> Vec<String> {
         let pipes = self.worker_pipes().join(",");
-        let mut command = strings(&[&worker(), "--name", name, "--pipes", &pipes]);
+        let mut command = strings(&[&built("faults-worker"), "--name", name, "--pipes", &pipes]);
         command.extend(self.plan.worker_arguments.get(name).cloned().unwrap_or_default());
         command
+    }
+
+    /// Starts a further process, which is killed and started again like the others, and waits
+    /// until it says that it is ready.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn start_more(&mut self, name: &str, command: Vec<String>) {
+        self.add(name.to_owned(), command);
+        self.start_again(name);
     }
 
     fn add(&mut self, name: String, command: Vec<String>) {
@@ -199,6 +276,12 @@ impl Stage {
     /// Where the effects are.
     pub fn effects(&self) -> PathBuf {
         self.directory.path().join("effects")
+    }
+
+    /// The file of the scheduler's store.
+    pub fn store(&self) -> PathBuf {
+        let own = || self.directory.path().join("scheduler");
+        self.plan.data.clone().unwrap_or_else(own).join("scheduler.db")
     }
 
     /// The names of all roles, or of those that begin so.
@@ -386,11 +469,14 @@ fn endpoints(host: &str, first: usize, pipes: usize) -> Vec<String> {
     (0..pipes).map(|number| format!("tcp://{host}:{}", first + number * PORT_STEP)).collect()
 }
 
-/// The program `faults-worker`, which cargo has built for this crate's tests.
-fn worker() -> String {
+/// A program of this crate, which cargo has built for its tests.
+///
+/// # Panics
+/// If this is no test.
+pub fn built(name: &str) -> String {
     let own = std::env::current_exe().unwrap();
     let profile = own.parent().and_then(std::path::Path::parent).unwrap();
-    profile.join("faults-worker").to_str().unwrap().to_owned()
+    profile.join(name).to_str().unwrap().to_owned()
 }
 
 /// A loopback address that no other stage has: all of 127/8 is this machine.

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_stream::Stream;
+use zex_spec::schema::{self, SCHEMA};
 use zex_spec::{Code, Metadata, Status};
 use zex_worker::{
     Handler, Replies, Request, Requests, WorkerBuilder, WorkerError, WorkerHandle, stream_handler,
@@ -30,7 +31,6 @@ use crate::call::{self, Ask, Failure};
 use crate::follow::{Follower, Offer};
 use crate::reflection::{Kind, Method, Service};
 use crate::routes::{Mark, NoRoute, Route, Routes};
-use crate::schema::SCHEMA;
 use crate::target::{Line, Target};
 
 /// That there is nothing to adapt is said when it has been so for this long: adapters and services
@@ -228,19 +228,19 @@ async fn pass_on(
     replies: &Replies,
 ) -> Result<Bytes, Status> {
     let Request { service, method, metadata, deadline, streaming, .. } = request;
-    let schema = metadata.get(SCHEMA).map(Bytes::copy_from_slice);
+    let known = metadata.get(SCHEMA).map(Bytes::copy_from_slice);
     let mut tried = Vec::new();
     let (mut last, mut only) = (None, None);
     loop {
-        let (route, known) = match routes.pick(&method, schema.as_deref(), &tried) {
+        let (route, found) = match routes.pick(&method, known.as_deref(), &tried) {
             Ok(found) => found,
             Err(reason) => return Err(last.unwrap_or_else(|| refusal(&service, &method, reason))),
         };
-        check_kind(&service, &method, known.kind, streaming)?;
-        let (path, metadata) = (known.path.clone(), metadata.clone());
-        if matches!(known.kind, Kind::ClientStream | Kind::BidiStream) {
+        check_kind(&service, &method, found.kind, streaming)?;
+        let (path, metadata) = (found.path.clone(), metadata.clone());
+        if matches!(found.kind, Kind::ClientStream | Kind::BidiStream) {
             let ask = Ask { path, body: Bytes::new(), metadata, deadline };
-            return pass_stream(&route.line, &ask, known.kind, requests, replies).await;
+            return pass_stream(&route.line, &ask, found.kind, requests, replies).await;
         }
         let body = match only.take() {
             Some(body) => body,
@@ -248,7 +248,7 @@ async fn pass_on(
         };
         only = Some(body.clone());
         let ask = Ask { path, body, metadata, deadline };
-        match answer(&route.line, &ask, known.kind, replies).await {
+        match answer(&route.line, &ask, found.kind, replies).await {
             Err(Failure { status, may_have_begun: false, .. }) => {
                 tried.push(route.target);
                 last = Some(status);
@@ -378,10 +378,7 @@ fn refusal(service: &str, method: &str, reason: NoRoute) -> Status {
         NoRoute::Method => {
             Status::new(Code::Unimplemented, format!("{service} has no method {method}"))
         }
-        NoRoute::Schema(now) => {
-            let text = format!("{service}/{method} has changed: its schema is {now} now");
-            Status::new(Code::FailedPrecondition, text)
-        }
+        NoRoute::Schema(now) => schema::refusal(service, method, &now),
         NoRoute::Tried => {
             Status::new(Code::Unavailable, format!("no target of {service} can be reached"))
         }

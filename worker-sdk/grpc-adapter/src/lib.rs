@@ -23,13 +23,12 @@ mod health;
 mod metadata;
 pub mod reflection;
 mod routes;
-mod schema;
 mod settings;
 pub mod target;
 
 pub use adapter::Adapter;
 pub use follow::{Follower, Offer};
 pub use reflection::{Catalogue, Kind, Method, ReflectionError, Service};
-pub use schema::SCHEMA;
 pub use settings::{Compression, Settings, Tls};
 pub use target::{Line, Target, TargetError};
+pub use zex_spec::schema::SCHEMA;

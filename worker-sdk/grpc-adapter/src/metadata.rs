@@ -8,9 +8,8 @@ use tonic::metadata::{
     AsciiMetadataKey, AsciiMetadataValue, BinaryMetadataKey, BinaryMetadataValue, KeyAndValueRef,
     MetadataMap,
 };
+use zex_spec::schema::SCHEMA;
 use zex_spec::{Metadata, MetadataError, is_binary};
-
-use crate::schema::SCHEMA;
 
 /// Names that belong to HTTP and to one connection, or to the adapter itself.
 const NOT_PASSED: [&str; 11] = [

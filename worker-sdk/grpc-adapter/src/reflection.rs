@@ -32,9 +32,9 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest as Question,
     server_reflection_response::MessageResponse as Answer,
 };
-use zex_spec::{MAX_BODY_BYTES, MAX_NAME_BYTES};
+use zex_spec::{MAX_BODY_BYTES, MAX_NAME_BYTES, schema};
 
-use crate::{cause::Cause, schema, target::Line};
+use crate::{cause::Cause, target::Line};
 
 /// How long one question may take, in milliseconds. It reads memory, next door.
 const QUESTION_TIMEOUT_MS: u64 = 2_000;

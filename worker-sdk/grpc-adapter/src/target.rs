@@ -40,6 +40,14 @@ use crate::{
 
 /// How long a connection may take to open, in milliseconds. The service is next door.
 const CONNECT_TIMEOUT_MS: u64 = 1_000;
+/// What one call's answer may be ahead of its reader, in bytes: enough next door.
+const STREAM_WINDOW_BYTES: u32 = 128 << 10;
+/// The same for all calls together, in bytes: as much as HTTP/2 can say, for the calls that the adapter
+/// makes at once bound it. h2 takes half of it as its budget for frames that are small and unread, 256
+/// bytes for each, and ends the connection with all of its calls beyond. A service that sends each message
+/// of some bytes in a frame of its own would have it ended by one slow reader; so it takes some 160 that
+/// leave a whole window of them unread.
+const CONNECTION_WINDOW_BYTES: u32 = i32::MAX as u32;
 /// What HTTP means when the address names no port.
 const DEFAULT_PORT: u16 = 80;
 /// The same encrypted.
@@ -103,7 +111,9 @@ impl Target {
         }
         let url = full.trim_end_matches('/').into();
         let encrypted = uri.scheme_str() == Some("https");
-        let mut endpoint = Endpoint::from(uri);
+        let mut endpoint = Endpoint::from(uri)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         if encrypted {
             endpoint = endpoint.tls_config(settings.tls.config()).map_err(|wrong| {
                 let why = deepest(&wrong);

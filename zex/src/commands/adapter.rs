@@ -11,11 +11,12 @@ use zex_adapter::{Adapter, Catalogue, Settings, Target, Tls};
 use zex_spec::MAX_BODY_BYTES;
 use zex_worker::Worker;
 
-use crate::output;
 use crate::settings::keys;
+use crate::settings::labels::Labels;
 use crate::settings::mesh::WorkerPipes;
 use crate::settings::name::Name;
 use crate::stop::{DRAIN, Stop, ended};
+use crate::{metrics, output};
 
 /// Bring gRPC services into the mesh: reads their reflection, follows their health, calls them
 ///
@@ -43,6 +44,8 @@ pub(crate) struct AdapterArgs {
     max_message: u32,
     #[command(flatten)]
     tls: TlsArgs,
+    #[command(flatten)]
+    labels: Labels,
     #[command(flatten)]
     name: Name,
     #[command(flatten)]
@@ -140,6 +143,8 @@ pub(crate) async fn run(args: AdapterArgs) -> anyhow::Result<()> {
         .worker_pipes(pipes)
         .name(&name)
         .capacity(args.capacity)
+        .labels(args.labels.labels)
+        .middleware(metrics::around("worker"))
         .context(keys::context());
     let adapter = Adapter::start(targets, worker)?;
     let id = adapter.worker().id().to_string();

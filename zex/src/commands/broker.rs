@@ -7,11 +7,11 @@ use clap::Args;
 use serde_json::json;
 use zex_broker::{Broker, BrokerSettings};
 
-use crate::output;
 use crate::settings::keys;
 use crate::settings::mesh::{InPipes, StatePipes, WorkerPipes};
 use crate::settings::name::Name;
 use crate::stop::{DRAIN, Stop};
+use crate::{metrics, output};
 
 /// How often a broker is asked whether it is ready, or still there.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -65,6 +65,7 @@ pub(crate) async fn run(args: BrokerArgs) -> anyhow::Result<()> {
 async fn live(broker: &Broker, name: &str, json: bool) -> anyhow::Result<()> {
     let mut said = false;
     while broker.is_running() {
+        metrics::broker(name, broker);
         if !said && broker.is_ready() {
             said = true;
             match json {

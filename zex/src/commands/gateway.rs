@@ -9,14 +9,15 @@ use zex_gateway::Gateway;
 use crate::output;
 use crate::reach::options;
 use crate::settings::gateway::FrontDoor;
-use crate::settings::keys::Plain;
-use crate::settings::mesh::{Bind, InPipes};
+use crate::settings::keys::{self, Plain};
+use crate::settings::mesh::{Bind, InPipes, WorkerPipes};
 use crate::stop::{DRAIN, Stop, ended};
 
 /// Run the gateway: any gRPC client calls any method of any service through its one port
 ///
 /// It has reflection of everything that is registered, and health by live workers; gRPC-Web works, too.
 /// Metadata that begins with zex- is for the mesh: zex-wait, zex-idempotent, zex-priority, zex-key.
+/// With zex-pipeline a call is not made, but recorded as a step of a pipeline (spec/recording.md).
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   grpcurl -plaintext 127.0.0.1:8080 list
@@ -30,6 +31,8 @@ pub(crate) struct GatewayArgs {
     plain: Plain,
     #[command(flatten)]
     in_pipes: InPipes,
+    #[command(flatten)]
+    worker_pipes: WorkerPipes,
     /// Say on stdout in JSON where it listens
     #[arg(long)]
     json: bool,
@@ -38,7 +41,9 @@ pub(crate) struct GatewayArgs {
 /// Runs it until it is asked to stop; then it drains.
 pub(crate) async fn run(args: GatewayArgs) -> anyhow::Result<()> {
     let stop = Stop::catch()?;
-    let settings = args.gateway.settings(&args.bind, args.plain.plain)?;
+    let mut settings = args.gateway.settings(&args.bind, args.plain.plain)?;
+    let worker_pipes = args.worker_pipes.for_workers()?;
+    settings.adapters = args.gateway.adapters(worker_pipes, &keys::context());
     let client = Client::connect(args.in_pipes.for_clients()?, options())?;
     let gateway = Gateway::start(client.clone(), settings).await?;
     let address = gateway.address();

@@ -10,13 +10,13 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use zex_plumbing::{Context, Pipe, PipeSettings, StatePipeSettings};
 
-use crate::output;
 use crate::settings::keys::{self, Plain};
 use crate::settings::mesh::{
     Bind, EzListen, InPipePorts, PipeLimits, StatePipePorts, WorkerPipePorts,
 };
 use crate::settings::name::Name;
 use crate::stop::{DRAIN, Stop};
+use crate::{metrics, output};
 
 /// How often a pipe is asked whether it is still there.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -129,20 +129,21 @@ pub(crate) async fn run(args: PipeArgs) -> anyhow::Result<()> {
     say_ready(kind, &pipe, common.json)?;
     tokio::select! {
         () = stop.asked() => {}
-        () = death(&pipe, LOOK_AGAIN) => {
+        () = death(kind, &pipe, LOOK_AGAIN) => {
             bail!("the {kind} pipe has ended by itself; its log says why")
         }
     }
     pipe.drain();
     // It ends of its own accord long before; should it not, it is stopped.
-    let _ = tokio::time::timeout(DRAIN, death(&pipe, LOOK_AGAIN_SOON)).await;
+    let _ = tokio::time::timeout(DRAIN, death(kind, &pipe, LOOK_AGAIN_SOON)).await;
     pipe.stop();
     Ok(())
 }
 
 /// Returns when the pipe has ended by itself.
-async fn death(pipe: &Pipe, look_again: Duration) {
+async fn death(kind: &'static str, pipe: &Pipe, look_again: Duration) {
     while pipe.is_running() {
+        metrics::pipe(kind, pipe);
         tokio::time::sleep(look_again).await;
     }
 }

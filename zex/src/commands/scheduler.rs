@@ -7,18 +7,24 @@ use zex_client::Client;
 use zex_scheduler::SchedulerSettings;
 
 use crate::reach::options;
+use crate::settings::bounds::Bounds;
 use crate::settings::data::Data;
 use crate::settings::keys;
 use crate::settings::mesh::{InPipes, WorkerPipes};
 use crate::settings::name::Name;
+use crate::settings::store::StoreAt;
 use crate::stop::{DRAIN, Stop, ended};
-use crate::{output, scheduler};
+use crate::{metrics, output, scheduler};
 
-/// Run the scheduler: it keeps pipelines on disk and runs them
+/// Run a scheduler: it keeps pipelines on disk and runs them
 #[derive(Args, Debug)]
 pub(crate) struct SchedulerArgs {
     #[command(flatten)]
     data: Data,
+    #[command(flatten)]
+    store: StoreAt,
+    #[command(flatten)]
+    bounds: Bounds,
     #[command(flatten)]
     name: Name,
     #[command(flatten)]
@@ -39,14 +45,18 @@ pub(crate) async fn run(args: SchedulerArgs) -> anyhow::Result<()> {
         worker_pipes: args.worker_pipes.for_workers()?,
         name: name.clone(),
         context: Some(keys::context()),
+        limits: args.bounds.limits(),
+        middleware: metrics::around("client"),
     };
-    let store = scheduler::open(&directory).await?;
+    let (url, max_disk) = (args.store.store.as_deref(), args.bounds.max_disk);
+    let patience = scheduler::DATABASE_COMES;
+    let kept = scheduler::open(url, &directory, max_disk, &name, patience).await?;
     let client = Client::connect(&settings.in_pipes, options())?;
-    let scheduler = scheduler::start(store, settings).await?;
+    let scheduler = scheduler::start(kept.store, settings).await?;
     let say = async {
         // The mesh may come later than this; it is waited for.
         while scheduler::known(&client).await.is_err() {}
-        let data = directory.display().to_string();
+        let data = kept.place;
         match args.json {
             true => output::json(&json!({"ready": "scheduler", "name": name, "data": data})),
             false => output::line(&format!("scheduler {name} ready, its store is in {data}")),
@@ -58,7 +68,10 @@ pub(crate) async fn run(args: SchedulerArgs) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             () = &mut stopped => break,
-            () = ended(|| scheduler.is_running()) => {
+            () = ended(|| {
+                metrics::scheduler(&scheduler);
+                scheduler.is_running()
+            }) => {
                 bail!("the scheduler has ended by itself; its log says why")
             }
             said = &mut said, if !is_said => {

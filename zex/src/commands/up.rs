@@ -1,7 +1,6 @@
 //! `zex up`: the whole mesh in one process.
 
-use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
@@ -9,10 +8,15 @@ use serde_json::{Map, Value};
 use zex_gateway::Gateway;
 
 use crate::mesh::{Mesh, MeshArgs};
+use crate::settings::bounds::Bounds;
 use crate::settings::data::Data;
 use crate::settings::gateway::FrontDoor;
+use crate::settings::store::StoreAt;
 use crate::stop::{DRAIN, Stop, ended};
-use crate::{output, scheduler};
+use crate::{metrics, output, scheduler};
+
+/// The name of its scheduler.
+const NAME: &str = "scheduler";
 
 /// Run a whole mesh in one process: pipes, brokers, a scheduler and the gateway
 #[derive(Args, Debug)]
@@ -23,6 +27,10 @@ pub(crate) struct UpArgs {
     gateway: FrontDoor,
     #[command(flatten)]
     data: Data,
+    #[command(flatten)]
+    store: StoreAt,
+    #[command(flatten)]
+    bounds: Bounds,
     /// Say on stdout in JSON that it is ready, and where it listens
     #[arg(long)]
     json: bool,
@@ -32,20 +40,26 @@ pub(crate) struct UpArgs {
 pub(crate) async fn run(args: UpArgs) -> anyhow::Result<()> {
     let stop = Stop::catch()?;
     let (plan, directory) = (args.mesh.plan()?, args.data.directory());
-    let gateway = args.mesh.gateway(&args.gateway)?;
-    let store = scheduler::open(&directory).await?;
+    let mut gateway = args.mesh.gateway(&args.gateway)?;
+    let (url, max_disk) = (args.store.store.as_deref(), args.bounds.max_disk);
+    let kept = scheduler::open(url, &directory, max_disk, NAME, Duration::ZERO).await?;
     let mesh = plan.start()?;
+    gateway.adapters = args.gateway.adapters(vec![mesh.for_workers()], mesh.context());
     let gateway = Gateway::start(mesh.client()?, gateway).await?;
-    let scheduler = scheduler::start(store, mesh.scheduler_settings("scheduler")).await?;
+    let scheduler =
+        scheduler::start(kept.store, mesh.scheduler_settings(NAME, args.bounds.limits())).await?;
     tokio::select! {
         () = stop.asked() => {}
-        () = ended(|| scheduler.is_running()) => {
+        () = ended(|| {
+            metrics::scheduler(&scheduler);
+            scheduler.is_running()
+        }) => {
             bail!("the scheduler has ended by itself; the log says why")
         }
         () = ended(|| gateway.is_running()) => {
             bail!("the gateway has ended by itself; the log says why")
         }
-        ended = live(&mesh, &gateway, &directory, args.json) => ended?,
+        ended = live(&mesh, &gateway, &kept.place, args.json) => ended?,
     }
     // First who gives work, then who passes it on; in one time for all.
     let until = Instant::now() + DRAIN;
@@ -57,15 +71,15 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<()> {
     mesh.drain_until(until).await
 }
 
-async fn live(mesh: &Mesh, gateway: &Gateway, directory: &Path, json: bool) -> anyhow::Result<()> {
+async fn live(mesh: &Mesh, gateway: &Gateway, data: &str, json: bool) -> anyhow::Result<()> {
     mesh.ready().await?;
     scheduler::known(&mesh.client()?).await?;
-    say_ready(mesh, gateway, directory, json)?;
+    say_ready(mesh, gateway, data, json)?;
     mesh.live().await
 }
 
-fn say_ready(mesh: &Mesh, gateway: &Gateway, directory: &Path, json: bool) -> anyhow::Result<()> {
-    let (brokers, data) = (mesh.broker_names(), directory.display().to_string());
+fn say_ready(mesh: &Mesh, gateway: &Gateway, data: &str, json: bool) -> anyhow::Result<()> {
+    let brokers = mesh.broker_names();
     if json {
         let mut line = Map::new();
         line.insert("ready".into(), "up".into());

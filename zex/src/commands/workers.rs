@@ -1,6 +1,9 @@
 //! `zex workers`: the live workers, and what they have to do.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
+use zex_worker::split_label;
 
 use super::listing::Listing;
 use crate::output::{self, Table, passed};
@@ -32,9 +35,11 @@ pub(crate) async fn run(WorkersArgs { listing }: WorkersArgs) -> anyhow::Result<
         "#IN FLIGHT",
         "#CAPACITY",
         "#LAST BEAT",
+        "LABELS",
         "SERVICES",
     ]);
     for worker in workers {
+        let (services, labels) = served(&worker.services);
         table.row([
             worker.name,
             worker.id.chars().take(ID_DIGITS).collect(),
@@ -43,9 +48,24 @@ pub(crate) async fn run(WorkersArgs { listing }: WorkersArgs) -> anyhow::Result<
             worker.in_flight.to_string(),
             worker.capacity.to_string(),
             passed(worker.last_beat_ms),
-            worker.services.join(", "),
+            words(labels),
+            words(services),
         ]);
     }
     table.print_or("no worker is there; attach one with `zex adapter http://host:port`")?;
     Ok(())
+}
+
+/// The services and the labels that are in the names which a worker serves.
+fn served(names: &[String]) -> (BTreeSet<&str>, BTreeSet<&str>) {
+    let split = names.iter().map(|name| split_label(name));
+    split.fold(Default::default(), |(mut services, mut labels), (service, label)| {
+        services.insert(service);
+        labels.extend(label);
+        (services, labels)
+    })
+}
+
+fn words(words: BTreeSet<&str>) -> String {
+    words.into_iter().collect::<Vec<_>>().join(", ")
 }

@@ -1,11 +1,18 @@
 //! Where the gateway listens, and within which bounds.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use zex_gateway::{DEFAULT_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_STREAMS, Settings};
+use zex_adapter::{Adapter, Target};
+use zex_gateway::{
+    Adapters, DEFAULT_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_RECORDINGS, DEFAULT_STREAMS,
+    Settings,
+};
+use zex_plumbing::Context;
+use zex_worker::Worker;
 
 use super::duration;
 use super::mesh::{Bind, ports};
@@ -42,12 +49,45 @@ pub(crate) struct FrontDoor {
     #[arg(long, env = "ZEX_GRPC_WEB_ORIGINS", value_name = "ORIGINS", value_delimiter = ',')]
     #[arg(help_heading = "Gateway", hide_short_help = true)]
     grpc_web_origins: Vec<String>,
+    /// Recordings of pipelines in the gateway at once
+    #[arg(long, env = "ZEX_GRPC_RECORDINGS", value_name = "COUNT", help_heading = "Gateway")]
+    #[arg(hide_short_help = true, default_value_t = DEFAULT_RECORDINGS)]
+    grpc_recordings: usize,
+    /// How long the gateway keeps a recording that nobody touches
+    #[arg(long, env = "ZEX_GRPC_RECORDING_TIME", value_name = "TIME", help_heading = "Gateway")]
+    #[arg(hide_short_help = true, default_value = "15m", value_parser = duration)]
+    grpc_recording_time: Duration,
+    /// Let clients of the gateway register services by their addresses (Register of zex.v1.Zex): it
+    /// starts an adapter for each, so whoever reaches the gateway can have it connect anywhere
+    #[arg(long, env = "ZEX_GRPC_REGISTER", help_heading = "Gateway", hide_short_help = true)]
+    grpc_register: bool,
 }
 
 /// The port of a gateway of which nothing is said.
 const PORT: u16 = 8080;
 
 impl FrontDoor {
+    /// How the gateway starts adapters, if it may.
+    pub(crate) fn adapters(
+        &self,
+        worker_pipes: Vec<String>,
+        context: &Context,
+    ) -> Option<Adapters> {
+        let context = context.clone();
+        self.grpc_register.then(|| {
+            Adapters::new(move |address| {
+                let target = Target::parse(address, Arc::default());
+                let target = target.map_err(|error| error.to_string())?;
+                let worker = Worker::builder()
+                    .worker_pipes(&worker_pipes)
+                    .name(format!("adapter-{address}"))
+                    .context(context.clone());
+                let adapter = Adapter::start(vec![target], worker);
+                Ok(Box::new(adapter.map_err(|error| error.to_string())?))
+            })
+        })
+    }
+
     /// The settings.
     pub(crate) fn settings(&self, bind: &Bind, plain: bool) -> anyhow::Result<Settings> {
         let [beside] = ports([PORT], 6);
@@ -67,6 +107,8 @@ impl FrontDoor {
             streams: self.grpc_streams,
             keepalive: self.grpc_keepalive,
             origins: self.grpc_web_origins.clone(),
+            recordings: self.grpc_recordings,
+            recording_time: self.grpc_recording_time,
             ..Settings::new(listen)
         })
     }

@@ -10,20 +10,24 @@
 //! - [`mesh`]: where the pipes are, or where they shall listen.
 //! - [`keys`]: who may connect, and as whom this process does.
 //! - [`gateway`]: where gRPC clients find the mesh.
-//! - [`name`], [`data`]: what a role is called, and where it keeps things.
+//! - [`name`], [`data`], [`store`]: what a role is called, and where it keeps things. [`labels`]:
+//!   what is special about a worker. [`bounds`]: how much of everything pipelines may take.
 //! - [`layers`]: the file and the old names, put under clap's own layers as its defaults.
 //!
 //! A setting is an argument that has an environment variable; its key in the file is the name of
 //! its flag. An argument without one, such as `--json`, belongs to one command line and no file.
 
+pub(crate) mod bounds;
 pub(crate) mod data;
 pub(crate) mod gateway;
 pub(crate) mod keys;
+pub(crate) mod labels;
 pub(crate) mod layers;
 pub(crate) mod mesh;
 pub(crate) mod name;
 #[cfg(test)]
 mod reference;
+pub(crate) mod store;
 
 use std::time::Duration;
 

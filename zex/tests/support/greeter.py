@@ -4,6 +4,7 @@ Its messages are made here from descriptors, so that no compiler for .proto file
 Usage: greeter.py PORT (0 takes a free one); prints the port and runs until it is stopped.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -34,13 +35,14 @@ for name, request, reply, streams in [
     ("Hello", "HelloRequest", "HelloReply", False),
     ("Count", "CountRequest", "Number", True),
     ("Gather", "HelloRequest", "HelloReply", None),
+    ("Chat", "HelloRequest", "HelloReply", "both"),
 ]:
     service.method.add(
         name=name,
         input_type=".test.v1." + request,
         output_type=".test.v1." + reply,
-        server_streaming=streams is True,
-        client_streaming=streams is None,
+        server_streaming=streams in (True, "both"),
+        client_streaming=streams in (None, "both"),
     )
 
 pool = descriptor_pool.Default()
@@ -58,6 +60,8 @@ CountRequest, Number = message("CountRequest"), message("Number")
 def hello(request, context):
     if not request.name:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, "whom shall I greet?")
+    if request.name == "poison":
+        os.kill(os.getpid(), signal.SIGKILL)
     return HelloReply(text=f"Hello, {request.name}!")
 
 
@@ -72,6 +76,11 @@ def gather(requests, context):
     return HelloReply(text=" ".join(request.name for request in requests))
 
 
+def chat(requests, context):
+    for request in requests:
+        yield hello(request, context)
+
+
 handlers = {
     "Hello": grpc.unary_unary_rpc_method_handler(
         hello, HelloRequest.FromString, HelloReply.SerializeToString
@@ -81,6 +90,9 @@ handlers = {
     ),
     "Gather": grpc.stream_unary_rpc_method_handler(
         gather, HelloRequest.FromString, HelloReply.SerializeToString
+    ),
+    "Chat": grpc.stream_stream_rpc_method_handler(
+        chat, HelloRequest.FromString, HelloReply.SerializeToString
     ),
 }
 

@@ -92,7 +92,7 @@ fn a_resend_nobody_here_knows_is_asked_about_before_it_runs() {
     stage.worker(id(1), denied(6), b"");
     assert_eq!((asks(&mut stage), stage.works().len()), (1, 0));
     assert_eq!(stage.replies()[0].1, Code::Unavailable);
-    stage.wait_ms(3_000);
+    stage.wait_ms(6_000);
     stage.register(id(1), 10);
     stage.register(id(2), 10);
     stage.replies();
@@ -122,8 +122,14 @@ fn a_resend_nobody_here_knows_is_asked_about_before_it_runs() {
     stage.client(id(9), resend(7), b"");
     stage.worker(id(1), Answer { key: key(7), knowledge: Knowledge::HELD }, b"");
     assert_eq!(stage.works().len(), 1);
-    // An idempotent one needs no asking.
+    // A resend is older than it says by what it lay on its way.
     stage.works();
+    stage.wait_ms(2_000);
+    stage.register(id(1), 10);
+    stage.client(id(9), resend(8), b"");
+    stage.worker(id(1), denied(8), b"");
+    assert_eq!((stage.works().len(), stage.replies()[0].1), (0, Code::Unavailable));
+    // An idempotent one needs no asking.
     stage.client(id(9), Call { options: Options::IDEMPOTENT, ..resend(5) }, b"");
     assert_eq!(stage.works().len(), 1);
 }
@@ -132,7 +138,7 @@ fn a_resend_nobody_here_knows_is_asked_about_before_it_runs() {
 fn what_is_asked_about_is_accepted_when_the_workers_have_denied_it() {
     let accepted = |stage: &mut Stage| stage.kinds(|m| matches!(m, Message::Accepted(_))).len();
     let mut stage = Stage::new(Settings::default());
-    stage.wait_ms(3_000);
+    stage.wait_ms(4_000);
     stage.register(id(1), 10);
     let resend = |attempt| Call { attempt, options: Options::ACKNOWLEDGE, ..call(1) };
     // Whether it will be run here is not known yet, and may never be.

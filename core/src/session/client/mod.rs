@@ -95,6 +95,8 @@ pub enum Event {
     Call(NewCall),
     /// The caller takes the call back.
     Cancel(Key),
+    /// The caller is gone, and somebody else wants the reply.
+    Forget(Key),
     /// The source of a stream of requests sends one. It keeps the sum of
     /// [`super::stream_charge`] under [`super::STREAM_BUFFER_BYTES`].
     Message(Key, Bytes),
@@ -234,6 +236,9 @@ impl Session {
             Event::Call(call) => self.begin(now, call),
             Event::Cancel(key) => {
                 self.take_back(&key, Status::new(Code::Cancelled, "the caller took the call back"));
+            }
+            Event::Forget(key) => {
+                self.end(&key, Err(Status::new(Code::Cancelled, "the caller left the call")));
             }
             Event::Message(key, message) => self.message(&key, message),
             Event::HalfClose(key) => self.half_close(&key),

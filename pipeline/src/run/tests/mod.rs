@@ -14,14 +14,24 @@ use bytes::Bytes;
 use prost_reflect::prost::Message as _;
 use prost_reflect::{DynamicMessage, Value as Field};
 
+mod batch;
 mod examples;
 mod failure;
+mod feed;
+mod finalize;
+mod limits;
+mod meter;
+mod report;
 mod shape;
+mod stage;
+mod tables;
+mod waits;
 
 use super::*;
 use crate::definition::parse;
 use crate::key::call_key;
 use crate::record::FailedAttempt;
+use crate::state::StepState;
 use crate::testing::{catalog, catalog_with_shop};
 
 const USERS: u64 = 300;
@@ -128,6 +138,8 @@ struct World {
     appending: Option<Arc<Vec<Record>>>,
     ended: Option<RunState>,
     evicted: bool,
+    /// What it did, in words, when somebody wants to know.
+    log: Option<Vec<String>>,
     /// What became of commands.
     answers: BTreeMap<u64, Result<(), String>>,
     asked: u64,
@@ -143,13 +155,34 @@ struct World {
     effects: BTreeMap<(usize, Option<u64>), u64>,
     bodies: BTreeMap<(usize, Option<u64>), Bytes>,
     keys: BTreeMap<[u8; 16], (usize, Option<u64>, u32)>,
+    /// Streams that took messages, in the order of their ends: by step, with what they took.
+    seen: Vec<(usize, Seen, Vec<Bytes>)>,
+    /// What steps that report have done, and whether they do nothing any more.
+    worked: Vec<u64>,
+    silent: bool,
     on_disk: OnDisk,
 }
 
 struct Stream {
+    step: usize,
     next: u64,
     items: usize,
     bytes: usize,
+    call: Call,
+    /// What it was given.
+    got: Vec<Bytes>,
+    /// What it is to take, and whether there is more.
+    coming: Option<(Vec<Bytes>, bool)>,
+    /// It was half-closed.
+    finished: bool,
+    replied: bool,
+}
+
+/// How a stream that takes messages ended for who serves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    HalfClosed,
+    Reset,
 }
 
 /// What the journal says, kept up as it grows.
@@ -158,16 +191,24 @@ struct OnDisk {
     items: u64,
     done: BTreeSet<(usize, u64)>,
     failures: BTreeMap<(usize, Option<u64>), u32>,
-    opened: u32,
+    opened: BTreeMap<usize, u32>,
     ended: BTreeSet<usize>,
     failed: BTreeSet<usize>,
     undo_failures: BTreeMap<usize, u32>,
+    polls: BTreeMap<usize, u32>,
     undone: Vec<usize>,
+    results: BTreeMap<(usize, u64), Bytes>,
+    /// The steps of the last phase, and those of them that succeeded.
+    finalize: BTreeSet<usize>,
+    finalized: BTreeSet<usize>,
+    /// The stream whose items `items` counts; the only one when nothing is said.
+    given_by: Option<usize>,
 }
 
 impl OnDisk {
     fn add(&mut self, record: &Record) {
         match record {
+            Record::Items { step, .. } if self.given_by.is_some_and(|by| by != *step as usize) => {}
             Record::Items { first, items, .. } => {
                 assert_eq!(*first, self.items, "items are recorded once and in order");
                 self.items += items.len() as u64;
@@ -177,32 +218,58 @@ impl OnDisk {
                     assert!(self.done.insert((*step as usize, *item)), "item {item} twice");
                 }
             }
+            Record::Results { step, items } => {
+                for (item, result) in items {
+                    assert!(self.done.insert((*step as usize, *item)), "item {item} twice");
+                    self.results.insert((*step as usize, *item), result.clone());
+                }
+            }
             Record::Failed { step, attempts, .. } => {
                 for failed in attempts {
                     *self.failures.entry((*step as usize, failed.item)).or_default() += 1;
                 }
             }
-            Record::Opened { attempt, .. } => {
-                assert_eq!(*attempt, self.opened + 1, "every opening has its own attempt");
-                self.opened += 1;
+            Record::Opened { step, attempt } => {
+                let opened = self.opened.entry(*step as usize).or_default();
+                *opened += 1;
+                assert_eq!(*attempt, *opened, "every opening has its own attempt");
             }
             Record::Step { step, state: StepState::Failed, .. } => {
                 assert!(self.failed.insert(*step as usize), "step {step} failed twice");
             }
-            Record::Step { step, .. } => {
+            Record::Step { step, state, .. } => {
                 self.failed.remove(&(*step as usize));
+                let succeeded = *state == StepState::Succeeded;
+                if succeeded && self.finalize.contains(&(*step as usize)) {
+                    self.finalized.insert(*step as usize);
+                }
                 assert!(self.ended.insert(*step as usize), "step {step} ended twice");
             }
             Record::Retry { step, .. } => assert!(self.failed.remove(&(*step as usize))),
             Record::Again { .. } => self.failed.clear(),
+            Record::Finalize { .. } => {
+                for step in std::mem::take(&mut self.finalized) {
+                    // Its next call is another attempt.
+                    *self.failures.entry((step, None)).or_default() += 1;
+                }
+                self.ended.retain(|step| !self.finalize.contains(step));
+                self.failed.retain(|step| !self.finalize.contains(step));
+            }
             Record::UndoFailed { step, .. } => {
                 *self.undo_failures.entry(*step as usize).or_default() += 1;
             }
             Record::Undone { step, left, .. } if left.is_empty() => {
                 self.undone.push(*step as usize)
             }
+            Record::Polled { step, .. } => *self.polls.entry(*step as usize).or_default() += 1,
             Record::Run { .. }
+            | Record::Begin { .. }
+            | Record::Owner { .. }
+            | Record::Signal { .. }
+            | Record::Outputs { .. }
+            | Record::Reported { .. }
             | Record::Interrupted { .. }
+            | Record::Batches { .. }
             | Record::SkipItems { .. }
             | Record::Undo { .. }
             | Record::Undone { .. }
@@ -223,7 +290,11 @@ impl World {
             Plan::new(definition, &catalog_with_shop()).unwrap_or_else(|why| panic!("{why}")),
         );
         let now = Time(1_000_000);
-        let journal = Run::first_records(now).iter().map(Record::encode).collect();
+        let scope = Value::from_pairs([("params", parameters.clone())]);
+        let key = plan.around.key.as_ref().map(|key| key.of(&scope).unwrap());
+        let begin = crate::begin::Begin::of(plan.around.start, now, key);
+        let first = Run::first_records_of(now, &begin).0;
+        let journal = first.iter().map(Record::encode).collect();
         let mut world = Self {
             seed: Seed(seed),
             faults,
@@ -237,6 +308,7 @@ impl World {
             appending: None,
             ended: None,
             evicted: false,
+            log: None,
             answers: BTreeMap::new(),
             asked: 0,
             broken: BTreeSet::new(),
@@ -247,8 +319,14 @@ impl World {
             effects: BTreeMap::new(),
             bodies: BTreeMap::new(),
             keys: BTreeMap::new(),
+            seen: Vec::new(),
+            worked: Vec::new(),
+            silent: false,
             on_disk: OnDisk::default(),
         };
+        let steps = world.plan.steps.iter().enumerate();
+        world.on_disk.finalize =
+            steps.filter(|(_, step)| step.finalize).map(|(at, _)| at).collect();
         world.load();
         world
     }
@@ -256,7 +334,9 @@ impl World {
     /// A new process loads the run from the journal.
     fn load(&mut self) {
         self.in_flight.clear();
-        self.streams.clear();
+        for call in self.streams.keys().copied().collect::<Vec<_>>() {
+            self.let_go(call);
+        }
         (self.appending, self.evicted) = (None, false);
         self.run = Run::new("run-1", self.plan.clone(), self.parameters.clone());
         for bytes in &self.journal {
@@ -284,6 +364,7 @@ impl World {
 
     fn drain(&mut self) {
         while let Some(action) = self.run.poll_action() {
+            self.note(&action);
             match action {
                 Action::Append(records) => {
                     assert!(self.appending.is_none(), "one append at a time");
@@ -295,17 +376,34 @@ impl World {
                 }
                 Action::Open(call) => {
                     self.check(&call);
-                    assert_eq!(call.attempt, self.on_disk.opened, "the opening is on disk");
-                    self.streams.insert(call.call, Stream { next: 0, items: 0, bytes: 0 });
+                    let opened = self.on_disk.opened[&call.step];
+                    assert_eq!(call.attempt, opened, "the opening is on disk");
+                    let stream = Stream {
+                        step: call.step,
+                        next: 0,
+                        items: 0,
+                        bytes: 0,
+                        got: Vec::new(),
+                        coming: None,
+                        finished: false,
+                        replied: false,
+                        call: call.clone(),
+                    };
+                    self.streams.insert(call.call, stream);
                 }
                 Action::Pull { call, items, bytes } => {
                     let stream = self.streams.get_mut(&call).expect("an open stream");
                     assert!(stream.items == 0 || stream.bytes == 0, "one pull at a time");
                     (stream.items, stream.bytes) = (items, bytes);
                 }
+                Action::Send { call, messages, finish } => {
+                    let stream = self.streams.get_mut(&call).expect("an open stream");
+                    assert!(stream.coming.is_none() && !stream.finished, "one after the other");
+                    stream.coming = Some((messages, finish));
+                }
                 Action::Drop(call) => {
                     let known = self.in_flight.remove(&call).is_some();
-                    assert!(self.streams.remove(&call).is_some() || known);
+                    assert!(self.let_go(call) || known);
                 }
                 Action::Answer { ask, outcome } => {
                     self.answers.insert(ask, outcome);
@@ -315,11 +413,38 @@ impl World {
             }
         }
         let each = |step: &StepRun| match &step.work {
-            steps::Work::Each(each) => each.items.len(),
+            steps::Work::Each(each) => each.open,
             _ => 0,
         };
         let open: usize = self.run.steps.iter().map(each).max().unwrap_or(0);
         assert!(open <= READ_AHEAD_ITEMS + 7, "{open} items are open");
+    }
+
+    /// Writes down what is done, in words.
+    fn note(&mut self, action: &Action) {
+        let steps = &self.plan.steps;
+        let named = |call: &Call| {
+            let item = call.item.map_or_else(String::new, |item| format!("#{item}"));
+            let undo = steps[call.step].method != call.method;
+            let undo = if undo { " (taking back)" } else { "" };
+            format!("{}{item}{undo} ({})", steps[call.step].id, call.attempt)
+        };
+        let words = match action {
+            Action::Call(call) => format!("call {}", named(call)),
+            Action::Open(call) => format!("open {}", named(call)),
+            Action::Drop(call) => match self.in_flight.get(call) {
+                Some(call) => format!("drop {}", named(call)),
+                None => "drop the stream".to_owned(),
+            },
+            Action::Ended(state) => format!("it has ended, {}", state.name()),
+            Action::Evict { reason } => format!("it is forgotten: {reason}"),
+            Action::Send { messages, finish, .. } => {
+                let end = if *finish { ", the last" } else { "" };
+                format!("send {} messages{end}", messages.len())
+            }
+            Action::Append(_) | Action::Pull { .. } | Action::Answer { .. } => return,
+        };
+        self.log.iter_mut().for_each(|log| log.push(words.clone()));
     }
 
     /// A call may be made only when all it depends on is on disk.
@@ -341,13 +466,25 @@ impl World {
             );
         }
         if let Some(item) = call.item {
-            let list = matches!(planned.kind, crate::plan::StepKind::EachElement { .. });
-            assert!(list || item < self.on_disk.items, "item {item} is not on disk");
+            let on_disk = match planned.kind {
+                crate::plan::StepKind::EachItem { source, .. }
+                    if !self.plan.steps[source].kind.is_source() =>
+                {
+                    self.on_disk.results.contains_key(&(source, item))
+                }
+                crate::plan::StepKind::EachItem { .. } => item < self.on_disk.items,
+                _ => true,
+            };
+            assert!(on_disk, "item {item} is not on disk");
             assert!(!self.on_disk.done.contains(&(call.step, item)), "item {item} is done");
         }
-        if !matches!(planned.kind, crate::plan::StepKind::Source { .. }) {
+        for needed in &planned.waits_for_begin {
+            assert!(self.run.steps[*needed].state != StepState::Waiting, "it has begun");
+        }
+        if !matches!(planned.kind, crate::plan::StepKind::Source | crate::plan::StepKind::Stream) {
             let failures = self.on_disk.failures.get(&(call.step, call.item)).copied().unwrap_or(0);
-            assert_eq!(call.attempt, failures + 1, "an attempt follows recorded failures");
+            let polls = self.on_disk.polls.get(&call.step).copied().unwrap_or(0);
+            assert_eq!(call.attempt, failures + polls + 1, "an attempt follows recorded failures");
         }
         let twin =
             self.in_flight.values().any(|other| (other.step, other.item) == (call.step, call.item));
@@ -355,6 +492,10 @@ impl World {
         assert_eq!(call.key, call_key("run-1", &planned.id, call.item, call.attempt));
         let name = (call.step, call.item, call.attempt);
         assert_eq!(*self.keys.entry(call.key).or_insert(name), name, "a key names one attempt");
+        if planned.progress.is_some() {
+            // It goes on from what was reported.
+            return;
+        }
         let body = self.bodies.entry((call.step, call.item)).or_insert_with(|| call.body.clone());
         assert_eq!(*body, call.body, "the same attempt sends the same bytes");
     }
@@ -372,6 +513,7 @@ impl World {
             .streams
             .iter()
             .filter(|(_, stream)| stream.items > 0 && stream.bytes > 0)
+            .filter(|(_, stream)| self.has_more(stream))
             .map(|(call, _)| *call)
             .collect();
         let flying = self.in_flight.iter().filter(|(_, call)| !self.hang.contains(&call.step));
@@ -380,6 +522,14 @@ impl World {
         choices.extend(self.appending.iter().map(|_| 0));
         choices.extend(flying.first().map(|_| 1));
         choices.extend(reading.first().map(|_| 2));
+        let taking = |stream: &Stream| stream.coming.is_some();
+        let taking: Vec<CallId> = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| taking(stream))
+            .map(|(call, _)| *call)
+            .collect();
+        choices.extend(taking.first().map(|_| 3));
         if choices.is_empty() {
             let Some(at) = self.run.poll_timeout() else { return false };
             self.now = self.now.max(at);
@@ -387,13 +537,22 @@ impl World {
             return true;
         }
         self.now = self.now.plus_ms(self.seed.below(3));
-        match choices[self.seed.below(choices.len() as u64) as usize] {
+        let choice = self.seed.below(choices.len() as u64) as usize;
+        match choices[choice] {
             0 => self.append(),
             1 => {
                 let call = flying[self.seed.below(flying.len() as u64) as usize];
                 self.answer(call);
             }
-            _ => self.read(reading[0]),
+            3 => {
+                let which = self.seed.below(taking.len() as u64) as usize;
+                self.give(taking[which]);
+            }
+            _ => {
+                let more = reading.len() > 1;
+                let which = if more { self.seed.below(reading.len() as u64) } else { 0 };
+                self.read(reading[which as usize]);
+            }
         }
         true
     }
@@ -427,6 +586,24 @@ impl World {
         } else {
             let body = match &*call.method {
                 "Page" => page(),
+                "Get" => {
+                    let wanted = catalog().message("test.ListRequest").unwrap();
+                    let wanted = DynamicMessage::decode(wanted, call.body.clone()).unwrap();
+                    user(wanted.get_field_by_name("count").unwrap().as_u64().unwrap())
+                }
+                // What a pipeline gives that a step runs.
+                "Start" => Bytes::from_static(br#"{"id": 7, "total": 120, "done": true}"#),
+                "Count" if self.plan.steps[call.step].poll.is_some() => {
+                    let polls = self.on_disk.polls.get(&call.step).copied().unwrap_or(0);
+                    message("test.Reply", &[("total", Field::U64(polls.into()))])
+                }
+                "Shipped" => {
+                    let polls = self.on_disk.polls.get(&call.step).copied().unwrap_or(0);
+                    let status = catalog_with_shop().message("shop.Status").unwrap();
+                    let mut status = DynamicMessage::new(status);
+                    status.set_field_by_name("done", Field::Bool(polls > 1));
+                    status.encode_to_vec().into()
+                }
                 _ => Bytes::new(),
             };
             Event::Answered { call: call.call, body }
@@ -479,9 +656,16 @@ impl World {
     fn read(&mut self, call: CallId) {
         let break_off = self.seed.one_in(self.faults.stream);
         let take = 1 + self.seed.below(20);
+        if self.streams.get(&call).is_some_and(|stream| stream.call.takes) && !break_off {
+            return self.read_fed(call);
+        }
+        let reports = |stream: &Stream| self.plan.steps[stream.call.step].progress.is_some();
+        if self.streams.get(&call).is_some_and(reports) && !break_off {
+            return self.read_reports(call);
+        }
         let Some(stream) = self.streams.get_mut(&call) else { return };
         if break_off {
-            self.streams.remove(&call);
+            self.let_go(call);
             let message = "gone".to_owned();
             return self.handle(Event::Failed { call, code: 14, message });
         }
@@ -920,6 +1104,7 @@ fn records_that_do_not_fit_are_errors() {
                     code: 14,
                     message: String::new(),
                     last: false,
+                    lost: false,
                 }],
             }],
             "attempt 2 failed as failure 1",

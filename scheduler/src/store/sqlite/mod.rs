@@ -10,8 +10,9 @@
 //! A write that fails takes its whole group back and nobody is told that it worked.
 //!
 //! Parts: this file (the store) · `schema` (opening, checking, tables) · `thread`
-//! (the queue and the group commit) · `statements` (what each operation does).
+//! (the queue and the group commit) · `statements`, `notes` (what each operation does).
 
+mod notes;
 mod schema;
 mod statements;
 mod thread;
@@ -26,8 +27,8 @@ use futures_util::future::FutureExt as _;
 use rusqlite::Connection;
 
 use super::{
-    Append, Created, DescriptorId, NewRun, Pending, ReadQuery, RunsQuery, Store, StoreError,
-    StoredRecord, StoredRun,
+    Append, Claimed, Created, DescriptorId, NewRecord, NewRun, Note, NoteChange, Pending,
+    ReadQuery, RunsQuery, Store, StoreError, StoredRecord, StoredRun, Written,
 };
 use thread::{Queue, Want};
 
@@ -77,21 +78,42 @@ impl SqliteStore {
     }
 }
 
+/// How many records, and how many bytes.
+fn size(records: &[NewRecord]) -> (u64, u64) {
+    (records.len() as u64, records.iter().map(|record| record.body.len() as u64).sum())
+}
+
 impl Store for SqliteStore {
     fn create(&self, run: NewRun) -> Pending<Created> {
-        self.ask(Want::Write, move |connection| statements::create(connection, &run))
+        let (queue, size) = (self.queue.clone(), size(&run.records));
+        async move {
+            let created = queue
+                .ask(Want::Write, move |connection| statements::create(connection, &run))
+                .await?;
+            queue.wrote(if created == Created::New { size } else { (0, 0) });
+            Ok(created)
+        }
+        .boxed()
     }
 
     fn by_key(&self, request_key: [u8; 16]) -> Pending<Option<String>> {
         self.ask(Want::Read, move |connection| statements::by_key(connection, request_key))
     }
 
-    fn claim(&self, run: String) -> Pending<u64> {
+    fn claim(&self, run: String) -> Pending<Claimed> {
         self.ask(Want::Write, move |connection| statements::claim(connection, &run))
     }
 
     fn append(&self, append: Append) -> Pending<()> {
-        self.ask(Want::Write, move |connection| statements::append(connection, &append))
+        let (queue, size) = (self.queue.clone(), size(&append.records));
+        async move {
+            queue
+                .ask(Want::Write, move |connection| statements::append(connection, &append))
+                .await?;
+            queue.wrote(size);
+            Ok(())
+        }
+        .boxed()
     }
 
     fn read(&self, query: ReadQuery) -> Pending<Vec<StoredRecord>> {
@@ -118,5 +140,25 @@ impl Store for SqliteStore {
 
     fn descriptors(&self, id: DescriptorId) -> Pending<Option<Bytes>> {
         self.ask(Want::Read, move |connection| statements::descriptors(connection, id))
+    }
+
+    fn note(&self, kind: &'static str, name: String) -> Pending<Option<Note>> {
+        self.ask(Want::Read, move |connection| notes::note(connection, kind, &name))
+    }
+
+    fn notes(&self, kind: &'static str) -> Pending<Vec<Note>> {
+        self.ask(Want::Read, move |connection| notes::notes(connection, kind))
+    }
+
+    fn change_note(&self, change: NoteChange) -> Pending<bool> {
+        self.ask(Want::Write, move |connection| notes::change(connection, &change))
+    }
+
+    fn remove_run(&self, id: String) -> Pending<()> {
+        self.ask(Want::Write, move |connection| notes::remove_run(connection, &id))
+    }
+
+    fn written(&self) -> Written {
+        self.queue.written()
     }
 }

@@ -11,7 +11,7 @@ use super::SqliteOptions;
 const APPLICATION_ID: i32 = 0x5a45_5853;
 
 /// The version of the tables.
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 
 /// Files up to this many bytes are read through when they are opened, to find damage
 /// before work is done on it. Larger ones would keep the scheduler from starting for
@@ -58,6 +58,20 @@ CREATE TABLE descriptors (
 CREATE TABLE services (
     name TEXT PRIMARY KEY,
     descriptors BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
+/// The tables' names; the last is of version 2.
+const TABLE_NAMES: [&str; 5] = ["runs", "journal", "descriptors", "services", "notes"];
+
+/// What version 2 has besides.
+const TABLES_2: &str = "
+CREATE TABLE notes (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (kind, name)
 ) STRICT, WITHOUT ROWID;
 ";
 
@@ -131,6 +145,17 @@ fn check(connection: &Connection, bytes: u64) -> Result<(), Refusal> {
         );
         return Err(Refusal::Words(words));
     }
+    if application == APPLICATION_ID && version > 0 {
+        for table in TABLE_NAMES.iter().take(if version == 1 { 4 } else { 5 }) {
+            let query = "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?1";
+            let found: i64 = connection.query_row(query, [table], |row| row.get(0))?;
+            if found == 0 {
+                return Err(Refusal::Words(format!(
+                    "its table {table} is missing; restore it from a copy, or move it away to begin anew"
+                )));
+            }
+        }
+    }
     if tables > 0 && bytes <= CHECKED_MAX_BYTES {
         let verdict: String =
             connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
@@ -156,13 +181,13 @@ fn set_up(connection: &Connection, options: &SqliteOptions) -> Result<(), Refusa
         connection.pragma_update(None, "max_page_count", pages.max(1))?;
     }
     let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version == 0 {
-        connection.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {TABLES}
-             PRAGMA application_id = {APPLICATION_ID};
-             PRAGMA user_version = {SCHEMA_VERSION};
-             COMMIT;"
-        ))?;
-    }
+    let missing = match version {
+        0 => format!("{TABLES} {TABLES_2} PRAGMA application_id = {APPLICATION_ID};"),
+        1 => TABLES_2.to_owned(),
+        _ => return Ok(()),
+    };
+    connection.execute_batch(&format!(
+        "BEGIN IMMEDIATE; {missing} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    ))?;
     Ok(())
 }

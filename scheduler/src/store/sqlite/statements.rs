@@ -7,8 +7,8 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter
 use zex_pipeline::state::RunState;
 
 use super::super::{
-    Append, Created, DescriptorId, NewRecord, NewRun, RUNS_LISTED_MAX, ReadQuery, RunsQuery,
-    StoreError, StoredRecord, StoredRun,
+    Append, Claimed, Created, DescriptorId, NewRecord, NewRun, RUNS_LISTED_MAX, ReadQuery,
+    RunsQuery, StoreError, StoredRecord, StoredRun,
 };
 use super::thread::Failure;
 
@@ -49,12 +49,13 @@ pub(super) fn by_key(
     Ok(known)
 }
 
-pub(super) fn claim(connection: &Connection, run: &str) -> Result<u64, Failure> {
+pub(super) fn claim(connection: &Connection, run: &str) -> Result<Claimed, Failure> {
     let epoch: Option<i64> = connection
         .prepare_cached("UPDATE runs SET epoch = epoch + 1 WHERE id = ?1 RETURNING epoch")?
         .query_row([run], |row| row.get(0))
         .optional()?;
-    epoch.map(unsigned).ok_or_else(|| StoreError::NoRun(run.to_owned()).into())
+    let ours = epoch.map(|epoch| Claimed::Ours { epoch: unsigned(epoch) });
+    ours.ok_or_else(|| StoreError::NoRun(run.to_owned()).into())
 }
 
 pub(super) fn append(connection: &Connection, append: &Append) -> Result<(), Failure> {

@@ -4,11 +4,13 @@
 //! one is done, so a slow disk makes larger groups and not longer queues.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::StoreError;
+use super::super::{StoreError, Written};
 
 /// What may wait before the thread: beyond it callers wait to put it there.
 const QUEUE_WORKS: usize = 1024;
@@ -92,10 +94,19 @@ where
     }
 }
 
+/// What was written.
+#[derive(Debug, Default)]
+struct Counts {
+    commits: AtomicU64,
+    records: AtomicU64,
+    bytes: AtomicU64,
+}
+
 /// The queue before the thread. When the last clone is gone the thread ends.
 #[derive(Clone)]
 pub(super) struct Queue {
     works: mpsc::Sender<Box<dyn Work>>,
+    counts: Arc<Counts>,
 }
 
 impl std::fmt::Debug for Queue {
@@ -107,9 +118,26 @@ impl std::fmt::Debug for Queue {
 impl Queue {
     pub(super) fn start(connection: Connection) -> io::Result<Self> {
         let (works, queue) = mpsc::channel(QUEUE_WORKS);
-        let thread = Thread { connection, queue, broken: None };
+        let counts = Arc::<Counts>::default();
+        let thread = Thread { connection, queue, counts: Arc::clone(&counts), broken: None };
         std::thread::Builder::new().name("zex-store".into()).spawn(move || thread.run())?;
-        Ok(Self { works })
+        Ok(Self { works, counts })
+    }
+
+    /// What was written so far.
+    pub(super) fn written(&self) -> Written {
+        let count = |counted: &AtomicU64| counted.load(Ordering::Relaxed);
+        Written {
+            commits: count(&self.counts.commits),
+            records: count(&self.counts.records),
+            bytes: count(&self.counts.bytes),
+        }
+    }
+
+    /// Records of a journal are on disk: so many, with so many bytes.
+    pub(super) fn wrote(&self, (records, bytes): (u64, u64)) {
+        self.counts.records.fetch_add(records, Ordering::Relaxed);
+        self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(super) async fn ask<T: Send + 'static>(
@@ -127,6 +155,7 @@ impl Queue {
 struct Thread {
     connection: Connection,
     queue: mpsc::Receiver<Box<dyn Work>>,
+    counts: Arc<Counts>,
     /// Why nothing is written any more.
     broken: Option<StoreError>,
 }
@@ -159,6 +188,7 @@ impl Thread {
             Some(broken) => Err(broken.clone()),
             None => self.commit(&mut works).map_err(|error| store_error(&error)),
         };
+        self.counts.commits.fetch_add(u64::from(done.is_ok()), Ordering::Relaxed);
         if let Err(error @ StoreError::Broken(_)) = &done {
             // After a failed fsync nobody knows what is on disk. A later commit could be
             // lost behind the damage though it was acknowledged: so there is none.

@@ -4,10 +4,15 @@
 #![allow(clippy::unwrap_used)] // All of this is tests.
 
 mod brokers_and_pipes;
+mod chain;
 mod cut_off;
+mod disks;
 mod flood;
+mod items;
 mod keys;
 mod rolling;
+mod schedulers;
 mod slow;
 mod soak;
+mod streams;
 mod worker_kill;

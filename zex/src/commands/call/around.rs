@@ -28,7 +28,7 @@ fn entry(header: &str) -> anyhow::Result<(String, Vec<u8>)> {
 }
 
 /// Shows metadata on stderr, an entry a line, as `-H` would take them.
-pub(super) fn show(what: &str, metadata: &Metadata) {
+fn show(what: &str, metadata: &Metadata) {
     for (name, value) in metadata.iter() {
         let value = if is_binary(name) {
             BASE64_STANDARD.encode(value)
@@ -36,6 +36,27 @@ pub(super) fn show(what: &str, metadata: &Metadata) {
             String::from_utf8_lossy(value).into_owned()
         };
         eprintln!("{what} {name}: {value}");
+    }
+}
+
+/// Shows what comes beside an answer's messages, or does not.
+pub(super) struct Beside {
+    pub(super) shown: bool,
+}
+
+impl Beside {
+    /// What an answer begins with.
+    pub(super) fn header(&self, metadata: &Metadata) {
+        if self.shown {
+            show("header", metadata);
+        }
+    }
+
+    /// What it ends with.
+    pub(super) fn trailer(&self, metadata: &Metadata) {
+        if self.shown {
+            show("trailer", metadata);
+        }
     }
 }
 

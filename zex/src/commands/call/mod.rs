@@ -5,21 +5,30 @@
 //!   SERVICE ─▶ zex.Descriptors, through the mesh ─▶ methods ─┬─ no METHOD: the list of them
 //!                                                            └─ JSON ─▶ call ─▶ JSON, a line each
 //! ```
+//!
+//! - `around`: metadata. `requests`: streams of requests. `record`: a call kept as a step of a pipeline.
+//! - `describe`: a service as its .proto file has it. `ez`: the protocol of 2020.
 
 mod around;
 mod describe;
 mod ez;
+mod record;
+mod requests;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use clap::Args;
 use prost_reflect::MethodDescriptor;
 use serde_json::json;
 use zex_client::{Call, Client, Code, Status};
 use zex_spec::proto::ServiceList;
-use zex_spec::{DEFAULT_PRIORITY, DESCRIPTORS_METHOD, MAX_PRIORITY, MESH_SERVICE, Metadata};
+use zex_spec::{DEFAULT_PRIORITY, DESCRIPTORS_METHOD, MAX_PRIORITY, MESH_SERVICE};
 
+use self::around::Beside;
+use self::record::Keep;
 use crate::failure::CallFailed;
 use crate::methods::{self, Service};
 use crate::output::{self, Table};
@@ -32,7 +41,8 @@ const DESCRIPTORS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Call a method of a service, or list a service's methods
 ///
-/// The request is JSON and so is the reply: one line, or one for every message of a stream. The
+/// The request is JSON and so is the reply: one line, or one for every message of a stream; a method that
+/// takes a stream of requests reads them from stdin, a line a message, unless they are given. The
 /// exit code is 0; 64 + the gRPC code that the call ended with (78: no worker, or no mesh); 2 if
 /// the command line is wrong; 1 if anything else is wrong on this side.
 #[derive(Args, Debug)]
@@ -42,13 +52,17 @@ const DESCRIPTORS_DEADLINE: Duration = Duration::from_secs(5);
   zex call example.v1.Users/List '{\"limit\": 3}'      a stream: a line a message
   zex call -v -H 'trace: 7' example.v1.Users/Get     metadata both ways
   zex call --describe example.v1.Users/Get           its messages, as a .proto file has them
+  zex call conf.v1.Conformance/Collect < lines       a stream of requests: a line a message
+  zex call --record calls.yaml example.v1.Users/Get '{\"id\": 7}'
+                                                     made, and a step of a pipeline that can be run
   zex call --ez TEST_SERVICE /echo hello             the protocol of 2020: frames, no JSON")]
 pub(crate) struct CallArgs {
     /// What to call: pkg.Service/Method or pkg.Service.Method; or pkg.Service alone, to see its
     /// methods
     #[arg(value_name = "SERVICE/METHOD", required_unless_present = "list")]
     target: Option<String>,
-    /// The request, `-` to read it from stdin; an empty message if not given. With --ez the frames
+    /// The request, `-` to read it from stdin; an empty message if not given. Of a stream of requests
+    /// each of them; stdin if not given, a line a message. With --ez the frames
     #[arg(value_name = "JSON")]
     input: Vec<String>,
     /// How long the call may take, as 500ms, 10s, 5m
@@ -70,6 +84,10 @@ pub(crate) struct CallArgs {
     /// Show on stderr what the answer says beside its messages, before and after them
     #[arg(short, long)]
     verbose: bool,
+    /// Keep the call, when it went well, as a step of the pipeline in this file, which `zex pipeline
+    /// run` takes; a file that is not there is begun
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["list", "describe", "ez"])]
+    record: Option<PathBuf>,
     /// Call nothing: list the services, or the methods of the one that is named
     #[arg(long, conflicts_with_all = ["describe", "input", "headers"])]
     list: bool,
@@ -108,23 +126,42 @@ pub(crate) async fn run(args: CallArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let Some(method) = method.filter(|_| !args.list) else { return list(&found, args.json) };
-    if method.is_client_streaming() {
+    let streams = method.is_client_streaming();
+    if streams && args.record.is_some() {
         let text = format!(
-            "{}/{} takes a stream of requests; `zex call` makes unary calls and server streams",
-            service,
+            "--record: {service}/{} takes a stream of requests, and a call is recorded with the one it takes",
             method.name()
         );
-        return Err(CallFailed(Status::new(Code::Unimplemented, text)).into());
+        return Err(CallFailed::invalid(text));
     }
-    let body = methods::encode(&method.input(), &request(&args.input)?)
-        .map_err(|said| CallFailed(Status::new(Code::InvalidArgument, said)))?;
+    let body = match streams {
+        true => Bytes::new(),
+        false => methods::encode(&method.input(), &request(&args.input)?)
+            .map_err(|said| CallFailed(Status::new(Code::InvalidArgument, said)))?
+            .into(),
+    };
+    let keep = args.record.as_ref();
+    let keep = keep.map(|file| Keep::new(file, &method, body.clone(), args.idempotent));
+    let keep = keep.transpose()?;
     let call = Call::new(service, method.name(), body)
         .deadline(until.saturating_duration_since(Instant::now()))
         .wait_for_worker(args.wait)
         .priority(args.priority)
         .idempotent(args.idempotent)
         .metadata(around::metadata(&args.headers)?);
-    make(&reach.client, call, &method, args.verbose).await
+    let beside = Beside { shown: args.verbose };
+    if streams {
+        return requests::make(&reach.client, call, &method, &args.input, &beside).await;
+    }
+    make(&reach.client, call, &method, &beside).await?;
+    if let (Some(keep), Some(file)) = (keep, &args.record) {
+        let (id, file) = (keep.write()?, file.display());
+        eprintln!("recorded as the step `{id}` of {file}; `zex pipeline run {file}` runs it");
+        if !args.headers.is_empty() {
+            eprintln!("a step carries no metadata: what -H said is not in it");
+        }
+    }
+    Ok(())
 }
 
 /// The service and the method, if there is one, that are meant. As gRPC writes them, too:
@@ -262,32 +299,27 @@ async fn make(
     client: &Client,
     call: Call,
     method: &MethodDescriptor,
-    verbose: bool,
+    beside: &Beside,
 ) -> anyhow::Result<()> {
-    let show = |what: &str, metadata: &Metadata| {
-        if verbose {
-            around::show(what, metadata);
-        }
-    };
     let reply = method.output();
     if !method.is_server_streaming() {
         let answer = client.unary_answer(call).await;
-        show("header", &answer.headers);
+        beside.header(&answer.headers);
         if let Ok(body) = &answer.outcome {
             output::json(&methods::decode(&reply, body)?)?;
         }
-        show("trailer", &answer.trailers);
+        beside.trailer(&answer.trailers);
         answer.outcome.map_err(CallFailed)?;
         return Ok(());
     }
     let mut replies = client.server_stream(call).await.map_err(CallFailed)?;
-    show("header", replies.headers().await);
+    beside.header(replies.headers().await);
     while let Some(body) = replies.next().await {
         if body.is_err() {
-            show("trailer", replies.trailers());
+            beside.trailer(replies.trailers());
         }
         output::json(&methods::decode(&reply, &body.map_err(CallFailed)?)?)?;
     }
-    show("trailer", replies.trailers());
+    beside.trailer(replies.trailers());
     Ok(())
 }

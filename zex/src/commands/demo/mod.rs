@@ -18,7 +18,7 @@ mod services;
 mod verdict;
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -72,7 +72,7 @@ pub(crate) struct DemoArgs {
 pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<()> {
     let stop = Stop::catch()?;
     let (plan, directory) = (args.size.plan_anywhere()?, Directory::new(&args.data)?);
-    let store = scheduler::open(&directory.path).await?;
+    let kept = scheduler::open(None, &directory.path, None, "demo", Duration::ZERO).await?;
     let mesh = plan.start()?;
     mesh.ready().await?;
     let reach = Reach { client: mesh.client()?, endpoints: vec![mesh.for_clients()] };
@@ -80,8 +80,8 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<()> {
     let services = Services::start(&mesh, &settings).await?;
     services.attached(&reach.client).await?;
     // Last, because it takes up at once what an earlier demo left.
-    let settings = mesh.scheduler_settings("scheduler");
-    let scheduler = scheduler::start(store, settings).await?;
+    let settings = mesh.scheduler_settings("scheduler", Default::default());
+    let scheduler = scheduler::start(kept.store, settings).await?;
     scheduler::known(&reach.client).await?;
 
     let mut stopped = std::pin::pin!(stop.asked());
@@ -256,7 +256,8 @@ async fn choose(
         );
     }
     let parameters_json = json!({"users": users}).to_string();
-    let request = RunRequest { definition: PIPELINE.to_owned(), parameters_json };
+    let request =
+        RunRequest { definition: PIPELINE.to_owned(), parameters_json, ..Default::default() };
     match pipelines.run(&request).await {
         Ok(reply) => Ok(Chosen { run_id: reply.run_id, users, resumed: false }),
         Err(status) => Err(pipelines.explain(status).await),

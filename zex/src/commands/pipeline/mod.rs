@@ -2,14 +2,21 @@
 //!
 //! One file for each verb; what they share is here: the options, and how a run is summed up.
 
+mod artifacts;
 mod cancel;
+mod history;
 mod ls;
 mod pause;
 mod resume;
 mod retry;
 mod run;
+mod save;
+mod schedule;
 mod show;
+mod signal;
 mod skip;
+mod stages;
+mod start;
 mod watch;
 
 use anyhow::bail;
@@ -40,6 +47,14 @@ enum Verb {
     Resume(resume::ResumeArgs),
     Retry(retry::RetryArgs),
     Skip(skip::SkipArgs),
+    Start(start::StartArgs),
+    Signal(signal::SignalArgs),
+    Artifacts(artifacts::ArtifactsArgs),
+    History(history::HistoryArgs),
+    Schedule(schedule::ScheduleArgs),
+    Save(save::SaveArgs),
+    Saved(save::SavedArgs),
+    Forget(save::ForgetArgs),
 }
 
 /// What every verb takes.
@@ -64,6 +79,14 @@ pub(crate) async fn run(args: PipelineArgs) -> anyhow::Result<()> {
         Verb::Resume(args) => resume::run(args).await,
         Verb::Retry(args) => retry::run(args).await,
         Verb::Skip(args) => skip::run(args).await,
+        Verb::Start(args) => start::run(args).await,
+        Verb::Signal(args) => signal::run(args).await,
+        Verb::Artifacts(args) => artifacts::run(args).await,
+        Verb::History(args) => history::run(args).await,
+        Verb::Schedule(args) => schedule::run(args).await,
+        Verb::Save(args) => save::save(args).await,
+        Verb::Saved(args) => save::saved(args).await,
+        Verb::Forget(args) => save::forget(args).await,
     }
 }
 

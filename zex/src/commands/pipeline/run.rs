@@ -5,7 +5,9 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use zex_client::Code;
 use zex_pipeline::definition::{self, Definition};
+use zex_pipeline::moment;
 use zex_pipeline::parameters::ParameterKind;
+use zex_pipeline::run::Time;
 use zex_spec::proto::{RunRequest, ShowRunRequest};
 
 use super::{Common, judge, print};
@@ -28,7 +30,38 @@ pub(super) struct RunArgs {
     #[arg(long)]
     detach: bool,
     #[command(flatten)]
+    start: StartFlags,
+    #[command(flatten)]
     common: Common,
+}
+
+/// When a run begins, beside what the definition says: all of it has to come true.
+#[derive(Args, Debug, Default)]
+struct StartFlags {
+    /// Only record it; `zex pipeline start RUN` starts it
+    #[arg(long)]
+    by_hand: bool,
+    /// Begin when every service that it calls has a worker
+    #[arg(long)]
+    when_available: bool,
+    /// Begin at this time, such as 2026-12-01T08:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    at: Option<Time>,
+    /// Begin after this delay, such as 10m
+    #[arg(long, value_name = "DELAY", value_parser = delay)]
+    after: Option<u64>,
+    /// Let it expire when it has not begun after this delay
+    #[arg(long, value_name = "DELAY", value_parser = delay)]
+    start_before: Option<u64>,
+}
+
+fn time(text: &str) -> Result<Time, String> {
+    moment::parse(text).ok_or_else(|| moment::WRITTEN.to_owned())
+}
+
+fn delay(text: &str) -> Result<u64, String> {
+    let ms = definition::duration_ms(text).filter(|ms| *ms > 0);
+    ms.ok_or_else(|| "a delay is written 500ms, 30s, 5m or 2h".to_owned())
 }
 
 /// Runs it.
@@ -39,7 +72,16 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<()> {
     let parameters_json = parameters(&parsed, &args.parameters)?;
     let reach = Reach::connect(&args.common.in_pipes)?;
     let pipelines = Pipelines(&reach);
-    let request = RunRequest { definition: text, parameters_json };
+    let start = &args.start;
+    let request = RunRequest {
+        definition: text,
+        parameters_json,
+        by_hand: start.by_hand,
+        when_available: start.when_available,
+        start_at_ms: start.at.map(|at| i64::try_from(at.0).unwrap_or(i64::MAX)).unwrap_or_default(),
+        start_after_ms: start.after.unwrap_or_default(),
+        start_before_ms: start.start_before.unwrap_or_default(),
+    };
     let recorded = match pipelines.run(&request).await {
         Ok(recorded) => recorded,
         Err(status) if status.code == Code::InvalidArgument => {
@@ -67,7 +109,7 @@ pub(super) async fn run(args: RunArgs) -> anyhow::Result<()> {
     judge(run_id, state)
 }
 
-fn read(file: &str) -> anyhow::Result<String> {
+pub(super) fn read(file: &str) -> anyhow::Result<String> {
     let text = match file {
         "-" => std::io::read_to_string(std::io::stdin()),
         path => std::fs::read_to_string(path),
@@ -76,14 +118,14 @@ fn read(file: &str) -> anyhow::Result<String> {
 }
 
 /// Every line of a refusal with the file in front, as compilers do.
-fn refused(file: &str, problems: &dyn std::fmt::Display) -> anyhow::Error {
+pub(super) fn refused(file: &str, problems: &dyn std::fmt::Display) -> anyhow::Error {
     let lines: Vec<_> =
         problems.to_string().lines().map(|line| format!("{file}: {line}")).collect();
     anyhow::Error::msg(lines.join("\n       "))
 }
 
 /// The parameters as a JSON object. What is text stays as it was written.
-fn parameters(definition: &Definition, given: &[String]) -> anyhow::Result<String> {
+pub(super) fn parameters(definition: &Definition, given: &[String]) -> anyhow::Result<String> {
     let mut object = Map::new();
     for pair in given {
         let Some((name, text)) = pair.split_once('=') else {

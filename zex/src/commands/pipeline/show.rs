@@ -3,7 +3,7 @@
 use clap::Args;
 use zex_spec::proto::ShowRunRequest;
 
-use super::{Common, print};
+use super::{Common, print, stages};
 use crate::output;
 use crate::pipelines::Pipelines;
 use crate::reach::Reach;
@@ -37,8 +37,18 @@ pub(super) async fn run(args: ShowArgs) -> anyhow::Result<()> {
         return output::json_lines("RunView", &[shown]);
     }
     print(&shown)?;
+    if let Some(stages) = stages::table(&shown) {
+        output::line("")?;
+        stages.print()?;
+    }
+    for step in shown.steps.iter().filter(|step| !step.progress_json.is_empty()) {
+        output::line(&format!("{} reported {}", step.id, step.progress_json))?;
+    }
     for step in shown.steps.iter().filter(|step| !step.output_json.is_empty()) {
         output::line(&format!("{}: {}", step.id, step.output_json))?;
+    }
+    if !shown.output_json.is_empty() {
+        output::line(&format!("outputs: {}", shown.output_json))?;
     }
     if args.definition {
         output::line(&format!("\n{}", shown.definition.trim_end()))?;

@@ -1,5 +1,6 @@
 //! The schema of a method as one short word, so that who recorded a call can see later whether the
-//! method is still the one that it was.
+//! method is still the one that it was. Who has the service (the adapter) and who recorded the call (the
+//! scheduler) make it, and compare.
 //!
 //! The hash is over what decides the bytes and their meaning: which way messages stream, and of both
 //! messages, and of all that they are made of, the names, numbers, types and labels of the fields and
@@ -11,14 +12,31 @@ use std::fmt::Write as _;
 use prost_reflect::{EnumDescriptor, Kind, MessageDescriptor, MethodDescriptor};
 use sha2::{Digest as _, Sha256};
 
+use crate::{Code, Status};
+
 /// The metadata by which a caller says what schema it knows (a call to a method with another is
 /// refused), and by which `zex.Descriptors` says what the schemas are: `Method=hash`, an entry each.
 pub const SCHEMA: &str = "zex-schema";
+/// How a refusal goes on behind the name of the method.
+const HAS_CHANGED: &str = " has changed: its schema is ";
 /// Bytes of the hash that are shown, in hexadecimal: enough that no two schemas meet by chance.
 const SHOWN_BYTES: usize = 8;
 
+/// What a call is told whose method has another schema than the one that it brought.
+pub fn refusal(service: &str, method: &str, now: &str) -> Status {
+    let text = format!("{service}/{method}{HAS_CHANGED}{now} now");
+    Status::new(Code::FailedPrecondition, text)
+}
+
+/// Whether a status is such a refusal, of a call to this method: no code says it. The service may have
+/// been called by another of its names.
+pub fn is_refusal(status: &Status, method: &str) -> bool {
+    let says = format!("/{method}{HAS_CHANGED}");
+    status.code == Code::FailedPrecondition && status.message.contains(&says)
+}
+
 /// The hash of a method's schema.
-pub(crate) fn hash(method: &MethodDescriptor) -> String {
+pub fn hash(method: &MethodDescriptor) -> String {
     let mut types = BTreeMap::new();
     // The messages whose fields are to be looked at.
     let mut open = vec![method.input(), method.output()];
@@ -141,6 +159,16 @@ mod tests {
         let mut pool = DescriptorPool::new();
         pool.add_file_descriptor_proto(file).unwrap();
         hash(&pool.get_service_by_name("p.S").unwrap().methods().next().unwrap())
+    }
+
+    #[test]
+    fn a_refusal_is_known_by_its_words() {
+        let refused = refusal("a.B", "C", "0123");
+        assert!(is_refusal(&refused, "C"), "{refused}");
+        assert!(!is_refusal(&refused, "D") && !is_refusal(&refused, "B"));
+        let own = Status::new(Code::FailedPrecondition, "the cupboard is locked");
+        assert!(!is_refusal(&own, "C"));
+        assert!(!is_refusal(&Status { code: Code::Internal, ..refused }, "C"));
     }
 
     #[test]
