@@ -193,11 +193,12 @@ impl Client {
     /// # Errors
     /// `UNAVAILABLE` if the client's thread has ended.
     pub async fn server_stream(&self, mut call: Call) -> Result<Replies, Status> {
-        let underway = call.begin(&self.shared.middleware)?;
+        let mut underway = call.begin(&self.shared.middleware)?;
         let call = call.start(self.shared.clock.now(), Options::STREAM);
         let (sender, receiver) = mpsc::channel(MAX_PARTS);
         let key = call.key;
-        self.shared.call(call, Waiter::Stream(sender, None)).await?;
+        let handed = self.shared.call(call, Waiter::Stream(sender, None)).await;
+        handed.inspect_err(|status| underway.end(Err(status)))?;
         Ok(Replies::new(Arc::clone(&self.shared), key, receiver, underway))
     }
 
@@ -213,11 +214,12 @@ impl Client {
     /// `UNAVAILABLE` if the client's thread has ended.
     pub async fn stream(&self, mut call: Call) -> Result<(Requests, Replies), Status> {
         let kind = Options::STREAM.with(Options::REQUESTS);
-        let underway = call.begin(&self.shared.middleware)?;
+        let mut underway = call.begin(&self.shared.middleware)?;
         let call = call.without_body().start(self.shared.clock.now(), kind);
         let (sender, receiver) = mpsc::channel(MAX_PARTS);
         let (key, room) = (call.key, Requests::new_room());
-        self.shared.call(call, Waiter::Stream(sender, Some(Arc::clone(&room)))).await?;
+        let handed = self.shared.call(call, Waiter::Stream(sender, Some(Arc::clone(&room)))).await;
+        handed.inspect_err(|status| underway.end(Err(status)))?;
         let requests = Requests::new(Arc::clone(&self.shared), key, room);
         Ok((requests, Replies::new(Arc::clone(&self.shared), key, receiver, underway)))
     }

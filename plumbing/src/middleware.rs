@@ -9,6 +9,7 @@
 //! The SDKs say what a call is ([`Subject`]) and how it ended; without middleware that costs them one
 //! comparison a call.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,8 @@ pub struct Subject {
     pub part_of: Option<Arc<str>>,
 }
 
-/// Something that stands around calls. What it does is in the way of every call: it must not block.
+/// Something that stands around calls. What it does is in the way of every call: it must not block. A
+/// panic in it is the end of that call (`INTERNAL`), or of nothing when the call has ended.
 pub trait Middleware: Send + Sync {
     /// Before a call goes out, or before its handler begins.
     ///
@@ -70,7 +72,10 @@ impl Chain {
     pub fn begin(&self, mut call: Subject) -> Result<(Metadata, Underway), Status> {
         let since = Instant::now();
         for (place, one) in self.0.iter().enumerate() {
-            if let Err(status) = one.begin(&mut call) {
+            let begun = catch_unwind(AssertUnwindSafe(|| one.begin(&mut call)));
+            let panicked =
+                |_| Err(Status::new(Code::Internal, "what stands around calls panicked"));
+            if let Err(status) = begun.unwrap_or_else(panicked) {
                 let begun = Some((Self(Arc::clone(&self.0)), place, call, since));
                 Underway(begun).end(Err(&status));
                 return Err(status);
@@ -97,7 +102,10 @@ impl Underway {
     pub fn end(&mut self, outcome: Result<(), &Status>) {
         let Some((chain, begun, call, since)) = self.0.take() else { return };
         let took = since.elapsed();
-        chain.0[..begun].iter().rev().for_each(|one| one.end(&call, took, outcome));
+        for one in chain.0[..begun].iter().rev() {
+            // The hook of panics has told of one. The call has ended, and the others hear of it.
+            let _panicked = catch_unwind(AssertUnwindSafe(|| one.end(&call, took, outcome)));
+        }
     }
 }
 
@@ -120,15 +128,17 @@ mod tests {
     impl Middleware for Notes {
         fn begin(&self, call: &mut Subject) -> Result<(), Status> {
             self.1.lock().unwrap().push(format!("begin {}", self.0));
+            assert_ne!(call.method, format!("{} panics", self.0), "as told");
             match call.method == self.0 {
                 true => Err(Status::new(Code::PermissionDenied, "not this one")),
                 false => Ok(()),
             }
         }
 
-        fn end(&self, _: &Subject, _: Duration, outcome: Result<(), &Status>) {
+        fn end(&self, call: &Subject, _: Duration, outcome: Result<(), &Status>) {
             let code = outcome.map_or_else(|status| status.code, |()| Code::Ok);
             self.1.lock().unwrap().push(format!("end {} {code:?}", self.0));
+            assert_ne!(call.method, format!("{} panics at the end", self.0), "as told");
         }
     }
 
@@ -164,5 +174,14 @@ mod tests {
     fn who_refuses_a_call_ends_it_for_those_around_him() {
         let refused = noted("b", |begun| assert_eq!(begun.unwrap_err().message, "not this one"));
         assert_eq!(refused, ["begin a", "begin b", "end a PermissionDenied"]);
+    }
+    #[test]
+    fn a_panic_ends_its_call_and_the_others_hear_of_it() {
+        let refused =
+            noted("b panics", |begun| assert_eq!(begun.unwrap_err().code, Code::Internal));
+        assert_eq!(refused, ["begin a", "begin b", "end a Internal"]);
+        let begins = ["begin a", "begin b", "begin c"];
+        let ended = noted("b panics at the end", |begun| begun.unwrap().1.end(Ok(())));
+        assert_eq!(ended, [&begins[..], &["end c Ok", "end b Ok", "end a Ok"]].concat());
     }
 }

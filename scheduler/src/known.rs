@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use zex_client::{Client, Code, Status};
 use zex_pipeline::catalog::Catalog;
@@ -42,8 +42,17 @@ const OWN_PREFIX: &str = "zex.";
 /// The services that are known.
 pub(crate) struct Known {
     inner: Mutex<Inner>,
-    /// The services that have a worker now.
-    served: watch::Sender<BTreeSet<String>>,
+    /// The services that have a worker, as the mesh said last.
+    served: watch::Sender<Option<Served>>,
+    /// Somebody wants to know now which they are.
+    wanted: Notify,
+}
+
+/// The services that had a worker at some time.
+struct Served {
+    /// When the mesh was asked.
+    asked: Instant,
+    names: BTreeSet<String>,
 }
 
 #[derive(Clone, Default)]
@@ -55,7 +64,11 @@ struct Inner {
 impl Known {
     /// What the store has.
     pub(crate) async fn load(store: &SharedStore) -> Result<Self, StoreError> {
-        let known = Self { inner: Mutex::default(), served: watch::Sender::default() };
+        let known = Self {
+            inner: Mutex::default(),
+            served: watch::Sender::default(),
+            wanted: Notify::new(),
+        };
         for (service, id) in store.services().await? {
             match store.descriptors(id).await? {
                 Some(descriptors) => {
@@ -69,11 +82,18 @@ impl Known {
         Ok(known)
     }
 
-    /// Waits until all these services have a worker.
+    /// Waits until all these services have a worker. What the mesh said before is not believed: one of
+    /// them may have gone since.
     pub(crate) async fn wait_for(&self, services: &BTreeSet<String>) {
+        let since = Instant::now();
         let mut served = self.served.subscribe();
+        self.wanted.notify_one();
+        let all = |served: &Option<Served>| {
+            let fresh = served.as_ref().filter(|served| served.asked >= since);
+            fresh.is_some_and(|served| services.is_subset(&served.names))
+        };
         // The sender lives as long as this.
-        let _seen = served.wait_for(|served| services.is_subset(served)).await.is_ok();
+        let _seen = served.wait_for(all).await.is_ok();
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -171,8 +191,10 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
     loop {
         tokio::select! {
             _ = tick.tick() => {}
+            () = shared.known.wanted.notified() => {}
             () = stopped(&mut stopping) => return,
         }
+        let asked_at = Instant::now();
         let services = match shared.client.mesh().served().await {
             Ok(list) => list.services,
             Err(status) => {
@@ -181,12 +203,8 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
             }
         };
         let live = services.iter().filter(|service| service.workers > 0);
-        let live: BTreeSet<String> = live.map(|service| service.name.clone()).collect();
-        shared.known.served.send_if_modified(|served| {
-            let other = *served != live;
-            *served = live;
-            other
-        });
+        let live = live.map(|service| service.name.clone()).collect();
+        shared.known.served.send_replace(Some(Served { asked: asked_at, names: live }));
         let names: BTreeSet<String> = services.into_iter().map(|service| service.name).collect();
         // One that was away is asked again when it is back: it may be another version.
         asked.retain(|name, _| names.contains(name));

@@ -85,6 +85,15 @@ impl Waiting {
     }
 }
 
+/// Somebody waits for news of this letter, as long as this lives.
+struct Waits<'a>(&'a Shared, u64);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.answers.tell(self.1);
+    }
+}
+
 impl Ask {
     pub(crate) fn decode(body: &Bytes) -> Result<Self, String> {
         rmp_serde::from_slice(body).map_err(|error| error.to_string())
@@ -132,22 +141,21 @@ pub(crate) async fn ask(
         .map_err(|error| StoreError::Broken(format!("a letter cannot be written: {error}")))?;
     let put = shared.store.put_letter(run.to_owned(), body.into()).await?;
     let Some(letter) = put else { return Ok(Answer::Nobody) };
+    // Also when the store refuses, or who asks has gone.
+    let _waits = Waits(shared, letter);
     loop {
         // Before the store is asked, so that no answer is missed in between.
         let news = shared.answers.wait_for(letter);
         if let Some(answer) = shared.store.take_answer(letter).await? {
-            shared.answers.tell(letter);
             return Ok(Answer::Told(Reply::decode(&answer)?));
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            shared.answers.tell(letter);
             return given_up(shared, run, letter, ask).await;
         }
         let _told = tokio::time::timeout(left.min(LOOK_EVERY), news).await.is_ok();
         let row = shared.store.run(run.to_owned()).await?;
         if row.is_none_or(|row| row.state.is_end()) {
-            shared.answers.tell(letter);
             // Its end may be the answer.
             let answer = shared.store.take_answer(letter).await?;
             shared.store.drop_letter(letter).await?;

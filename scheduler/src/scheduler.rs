@@ -47,6 +47,8 @@ pub struct SchedulerSettings {
     pub limits: SchedulerLimits,
     /// What stands around the calls that it makes. One of a step is a part of `run/step/item/attempt`.
     pub middleware: Chain,
+    /// What stands around the calls that it answers.
+    pub served_middleware: Chain,
 }
 
 /// Why a scheduler cannot start.
@@ -152,6 +154,7 @@ impl Scheduler {
         let mut worker = Worker::builder()
             .worker_pipes(&settings.worker_pipes)
             .name(settings.name)
+            .middleware(settings.served_middleware)
             .capacity(CAPACITY);
         if let Some(context) = settings.context {
             worker = worker.context(context);

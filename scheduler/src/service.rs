@@ -424,7 +424,8 @@ async fn tell_owner(
         Answer::Told(Reply::Stalled(why)) => Some(Err(Refused::Stalled(why))),
         Answer::Nobody => None,
         Answer::Later => {
-            let why = "nobody has the run now; what is wanted is kept, and done by who takes it up";
+            let why = "who has the run does not answer, or nobody has it now; what is wanted is kept, \
+                       and done when the run goes on";
             Some(Err(Refused::Stalled(why.to_owned())))
         }
     })

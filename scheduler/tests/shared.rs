@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use world::{ASSIGN, World, until};
 use zex_client::Code;
 use zex_database::Cluster;
-use zex_scheduler::store::{PostgresOptions, PostgresStore, SharedStore};
+use zex_pipeline::state::RunState;
+use zex_scheduler::store::{NewRecord, NewRun, PostgresOptions, PostgresStore, SharedStore};
 use zex_scheduler::{Scheduler, SchedulerLimits};
 use zex_spec::proto;
 
@@ -98,6 +99,43 @@ async fn any_scheduler_takes_any_command() {
     let cancel =
         proto::CancelRunRequest { run_id: last.clone(), reason: "enough".into(), force: false };
     for _ in 0..2 {
+        let view: proto::RunView = world.ask("Cancel", &cancel).await.unwrap();
+        assert_eq!((view.state(), view.reason.as_str()), (proto::RunState::Cancelled, "enough"));
+    }
+}
+
+/// Whoever of them is asked, and whoever of them has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_nobody_can_load_is_cancelled_by_any_scheduler() {
+    let url = Cluster::shared().database();
+    let world = World::start().await;
+    let store = connect(&url).await;
+    let ids = ["1", "2", "3", "4"];
+    for id in ids {
+        let broken = NewRecord { body: "no record".into(), event: true };
+        let run = NewRun {
+            id: id.into(),
+            name: "x".into(),
+            definition: "{name: x, steps: [{id: word, wait: {signal: go}}]}".into(),
+            parameters_json: String::new(),
+            descriptors: Vec::new(),
+            request_key: [id.as_bytes()[0]; 16],
+            created_ms: 5,
+            state: RunState::Running,
+            records: vec![broken],
+        };
+        store.create(run).await.unwrap();
+    }
+    drop(store);
+    let _a = scheduler(&world, &url, "a", 1).await;
+    let _b = scheduler(&world, &url, "b", 2).await;
+    until("they are taken up", || async {
+        schedulers(&world).await.iter().map(|it| it.runs).sum::<u64>() == 4
+    })
+    .await;
+    for id in ids {
+        let cancel =
+            proto::CancelRunRequest { run_id: id.into(), reason: "enough".into(), force: false };
         let view: proto::RunView = world.ask("Cancel", &cancel).await.unwrap();
         assert_eq!((view.state(), view.reason.as_str()), (proto::RunState::Cancelled, "enough"));
     }

@@ -147,6 +147,7 @@ impl Mesh {
             context: Some(self.context().clone()),
             limits,
             middleware: metrics::around("client"),
+            served_middleware: metrics::around("worker"),
         }
     }
 

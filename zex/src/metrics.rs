@@ -30,61 +30,81 @@ const METHODS_MAX: usize = 1_000;
 /// What those are called.
 const OTHERS: &str = "other";
 
-static ON: OnceLock<()> = OnceLock::new();
+/// The methods that have numbers of their own, of all calls of this process, if it counts.
+static KNOWN: OnceLock<Arc<Known>> = OnceLock::new();
+
+type Known = Mutex<HashSet<String>>;
 
 /// Listens, if an address is given. Within a runtime, on which the port is served.
 pub(crate) fn start(address: Option<SocketAddr>) -> anyhow::Result<()> {
     let Some(address) = address else { return Ok(()) };
     // Tried first, for the words of the system.
-    let free = std::net::TcpListener::bind(address);
-    drop(free.with_context(|| format!("--metrics {address}"))?);
+    let free = std::net::TcpListener::bind(address).and_then(|free| free.local_addr());
+    // Port 0 is any that is free.
+    let address = free.with_context(|| format!("--metrics {address}"))?;
     PrometheusBuilder::new()
         .with_http_listener(address)
         .set_buckets(&SECONDS)?
         .install()
         .with_context(|| format!("--metrics {address}"))?;
-    let _ = ON.set(());
+    let _ = KNOWN.set(Arc::default());
     tracing::info!("metrics at http://{address}/metrics");
     Ok(())
 }
 
 fn is_on() -> bool {
-    ON.get().is_some()
+    KNOWN.get().is_some()
 }
 
 /// What stands around the calls of this process, at this end of them: `client` or `worker`.
 pub(crate) fn around(end: &'static str) -> Chain {
-    let counts = is_on().then(|| Arc::new(Calls { end, known: Mutex::default() }) as _);
+    let counts = KNOWN.get().map(|known| Arc::new(Calls { end, known: Arc::clone(known) }) as _);
     Chain::new(traces::middleware(end).into_iter().chain(counts))
 }
 
 /// Counts calls by method and status, and how long they took.
 struct Calls {
     end: &'static str,
-    known: Mutex<HashSet<String>>,
+    known: Arc<Known>,
 }
 
 impl Calls {
-    /// Whether this method has numbers of its own.
-    fn is_known(&self, service: &str, method: &str) -> bool {
+    /// Whether this method has numbers of its own. It gets them when somebody who serves it has
+    /// answered: callers can make up names.
+    fn is_known(&self, service: &str, method: &str, code: Code) -> bool {
         let name = format!("{service}/{method}");
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.contains(&name) || known.len() < METHODS_MAX && known.insert(name)
+        known.contains(&name) || is_served(code) && known.len() < METHODS_MAX && known.insert(name)
     }
+}
+
+/// Whether a call that ended so has reached a handler; of some ends it is not sure.
+fn is_served(code: Code) -> bool {
+    !matches!(
+        code,
+        Code::Unimplemented
+            | Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::Cancelled
+            | Code::ResourceExhausted
+            | Code::InvalidArgument
+            | Code::Unauthenticated
+            | Code::PermissionDenied
+    )
 }
 
 impl Middleware for Calls {
     fn end(&self, call: &Subject, took: Duration, outcome: Result<(), &Status>) {
-        let (service, method) = match self.is_known(&call.service, &call.method) {
+        let code = outcome.map_or_else(|status| status.code, |()| Code::Ok);
+        let (service, method) = match self.is_known(&call.service, &call.method, code) {
             true => (call.service.clone(), call.method.clone()),
             false => (OTHERS.to_owned(), OTHERS.to_owned()),
         };
-        let code = outcome.map_or_else(|status| status.code, |()| Code::Ok).name();
         let labels = [
             ("end", self.end.to_owned()),
             ("service", service),
             ("method", method),
-            ("code", code.to_owned()),
+            ("code", code.name().to_owned()),
         ];
         counter!("zex_calls_total", &labels).increment(1);
         histogram!("zex_call_seconds", &labels[..3]).record(took.as_secs_f64());
@@ -115,7 +135,9 @@ pub(crate) fn broker(name: &str, broker: &Broker) {
 /// A pipe's numbers.
 pub(crate) fn pipe(kind: &'static str, pipe: &Pipe) {
     if is_on() {
-        for (name, count) in pipe.stats().named() {
+        let stats = pipe.stats();
+        gauge!("zex_pipe_brokers", "pipe" => kind).set(stats.brokers as f64);
+        for (name, count) in stats.counts() {
             counter!(format!("zex_pipe_{name}_total"), "pipe" => kind).absolute(count);
         }
     }
@@ -134,9 +156,13 @@ mod tests {
 
     #[test]
     fn methods_that_callers_make_up_are_counted_as_one() {
-        let calls = Calls { end: "client", known: Mutex::default() };
-        let known = (0..2 * METHODS_MAX).filter(|n| calls.is_known("s", &n.to_string())).count();
-        assert_eq!(known, METHODS_MAX);
-        assert!(calls.is_known("s", "0") && !calls.is_known("s", "made up"));
+        let calls = Calls { end: "client", known: Arc::default() };
+        let is_known = |name: &str, code| calls.is_known("s", name, code);
+        let made_up = |n: usize| is_known(&format!("made up {n}"), Code::Unimplemented);
+        assert!(!(0..2 * METHODS_MAX).any(made_up));
+        assert!(is_known("real", Code::NotFound) && is_known("real", Code::Unavailable));
+        let known = (1..2 * METHODS_MAX).filter(|n| is_known(&n.to_string(), Code::Ok)).count();
+        assert_eq!(known, METHODS_MAX - 1);
+        assert!(is_known("real", Code::Ok) && !is_known("one more", Code::Ok));
     }
 }

@@ -10,9 +10,16 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use support::{Mesh, PATIENCE, Program, until, zex};
 
-/// A port that nobody has at this moment.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// Any port that is free; which, the log says.
+const ANY: &str = "127.0.0.1:0";
+
+/// Where what is counted is read, by the log of who counts.
+fn address(log: impl Fn() -> String) -> SocketAddr {
+    until("it says where", PATIENCE, || {
+        let log = log();
+        let (_, rest) = log.split_once("metrics at http://")?;
+        rest.split_once("/metrics")?.0.parse().ok()
+    })
 }
 
 /// What is read there.
@@ -33,8 +40,8 @@ fn number(text: &str, parts: &[&str]) -> Option<f64> {
 
 #[test]
 fn a_mesh_counts_its_calls_its_brokers_and_its_pipes() {
-    let address = free();
-    let mesh = Mesh::up(&["--brokers", "2", "--metrics", &address.to_string()]);
+    let mesh = Mesh::up(&["--brokers", "2", "--metrics", ANY]);
+    let address = address(|| mesh.program.log());
     let text = until("it has counted", PATIENCE, || {
         let text = scrape(address);
         number(&text, &["zex_broker_ready", "broker=\"broker-2\""])
@@ -58,16 +65,16 @@ fn a_mesh_counts_its_calls_its_brokers_and_its_pipes() {
 #[test]
 fn a_worker_counts_what_it_has_answered() {
     let mesh = Mesh::up(&["--brokers", "1"]);
-    let (address, pipe) = (free(), mesh.endpoint("worker_pipe").to_owned());
+    let pipe = mesh.endpoint("worker_pipe").to_owned();
     let mut command = support::python();
     let greeter = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/greeter.py");
     command.args([greeter, "0"]);
     let mut service = Program::start("greeter.py", command);
     let url = format!("http://127.0.0.1:{}", service.line());
-    let at = address.to_string();
     let log = "info,zex::traces=debug";
     let adapter =
-        Program::zex(&["adapter", &url, "--worker-pipe", &pipe, "--metrics", &at, "--log", log]);
+        Program::zex(&["adapter", &url, "--worker-pipe", &pipe, "--metrics", ANY, "--log", log]);
+    let address = address(|| adapter.log());
     for input in [r#"{"name": "Ada"}"#, r#"{"name": "Grace"}"#] {
         let said = mesh.zex(&["call", "--wait", "test.v1.Greeter/Hello", input]);
         assert_eq!(said.code, 0, "{said:?}");

@@ -1,4 +1,4 @@
-//! Durable steps a second, side by side: Zex on its stores, Celery on Redis, durable round trips of
+//! Durable steps a second, side by side: Zex on both its stores, Celery on Redis, durable round trips of
 //! RabbitMQ, and what the disk does with group commits of the sizes that Zex reached.
 //!
 //! ```text
@@ -79,12 +79,20 @@ pub(crate) enum Kind {
     Sqlite512,
     /// Runs of a few steps on SQLite, 512 at once
     SqliteRuns512,
+    /// Items of one `each` on PostgreSQL, 512 in flight
+    Postgres512,
+    /// Runs of a few steps on PostgreSQL, 512 at once
+    PostgresRuns512,
     /// RabbitMQ, durable round trips, 64 in flight
     Rabbitmq,
     /// Items of one `each` on SQLite, 64 in flight
     Sqlite64,
     /// Runs of a few steps on SQLite, 64 at once
     SqliteRuns64,
+    /// Items of one `each` on PostgreSQL, 64 in flight
+    Postgres64,
+    /// Runs of a few steps on PostgreSQL, 64 at once
+    PostgresRuns64,
 }
 
 /// How long is measured.
@@ -125,13 +133,23 @@ impl Kind {
             Self::Rabbitmq => "RabbitMQ, durable publish → consume → ack",
             Self::Sqlite512 | Self::Sqlite64 => "Zex on SQLite, items of an `each`",
             Self::SqliteRuns512 | Self::SqliteRuns64 => "Zex on SQLite, runs of 5 steps",
+            Self::Postgres512 | Self::Postgres64 => "Zex on PostgreSQL, items of an `each`",
+            Self::PostgresRuns512 | Self::PostgresRuns64 => "Zex on PostgreSQL, runs of 5 steps",
         }
     }
 
     fn in_flight(self) -> u32 {
         match self {
-            Self::Celery | Self::Sqlite512 | Self::SqliteRuns512 => MANY,
-            Self::Rabbitmq | Self::Sqlite64 | Self::SqliteRuns64 => FEW,
+            Self::Celery
+            | Self::Sqlite512
+            | Self::SqliteRuns512
+            | Self::Postgres512
+            | Self::PostgresRuns512 => MANY,
+            Self::Rabbitmq
+            | Self::Sqlite64
+            | Self::SqliteRuns64
+            | Self::Postgres64
+            | Self::PostgresRuns64 => FEW,
         }
     }
 
@@ -146,10 +164,17 @@ impl Kind {
             Self::Celery => peers::celery(in_flight, span, place),
             Self::Rabbitmq => peers::rabbitmq(in_flight, span, place),
             Self::Sqlite512 | Self::Sqlite64 => {
-                zex::measure(zex::Load::Each { in_flight }, span, place)
+                zex::measure(zex::Load::Each { in_flight }, zex::Kept::File, span, place)
             }
             Self::SqliteRuns512 | Self::SqliteRuns64 => {
-                zex::measure(zex::Load::Runs { at_once: in_flight }, span, place)
+                zex::measure(zex::Load::Runs { at_once: in_flight }, zex::Kept::File, span, place)
+            }
+            Self::Postgres512 | Self::Postgres64 => {
+                zex::measure(zex::Load::Each { in_flight }, zex::Kept::Database, span, place)
+            }
+            Self::PostgresRuns512 | Self::PostgresRuns64 => {
+                let load = zex::Load::Runs { at_once: in_flight };
+                zex::measure(load, zex::Kept::Database, span, place)
             }
         }
     }

@@ -17,6 +17,7 @@ use prost_types::{
 };
 use tokio::runtime::Builder;
 use zex_client::{Call, Client, ClientOptions};
+use zex_database::Cluster;
 use zex_spec::proto;
 use zex_worker::{Replies, Request, Status, Worker, WorkerHandle, handler};
 
@@ -52,6 +53,15 @@ pub(super) enum Load {
     Runs { at_once: u32 },
 }
 
+/// Where it is kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kept {
+    /// A file of SQLite.
+    File,
+    /// A PostgreSQL of its own, on the same disk.
+    Database,
+}
+
 impl Load {
     fn definition(self) -> String {
         match self {
@@ -79,9 +89,18 @@ impl Load {
 }
 
 /// Starts it, measures it, ends it; then the disk with as much.
-pub(super) fn measure(load: Load, span: Span, place: &Place<'_>) -> anyhow::Result<Outcome> {
+pub(super) fn measure(
+    load: Load,
+    kept: Kept,
+    span: Span,
+    place: &Place<'_>,
+) -> anyhow::Result<Outcome> {
     let folder = tempfile::tempdir_in(place.data)?;
-    let mut mesh = Mesh::start(place.zex, folder.path())?;
+    // It ends after the mesh, and its directory, which is given to its user, after both.
+    let own = tempfile::tempdir_in(place.data)?;
+    let database = matches!(kept, Kept::Database).then(|| Cluster::usual(own.path()));
+    let store = database.as_ref().map(Cluster::database);
+    let mut mesh = Mesh::start(place.zex, folder.path(), store.as_deref())?;
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let taken = Arc::new(AtomicU64::new(0));
     let workers = {
@@ -291,10 +310,13 @@ struct Mesh {
 }
 
 impl Mesh {
-    fn start(program: &Path, folder: &Path) -> anyhow::Result<Self> {
+    fn start(program: &Path, folder: &Path, store: Option<&str>) -> anyhow::Result<Self> {
         let log = folder.join("zex.log");
         let mut command = zex(program, &["up", "--brokers", "1", "--port-base", "0", "--json"]);
         command.arg("--data").arg(folder.join("data")).stderr(File::create(&log)?);
+        if let Some(url) = store {
+            command.args(["--store", url]);
+        }
         command.env("ZEX_LOG", "error,zex_scheduler::scheduler=info");
         let process = Process::start(command)?;
         let said = process.json().with_context(|| read(&log));

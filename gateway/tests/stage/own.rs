@@ -22,6 +22,7 @@ pub async fn scheduler(stage: &Stage) -> Scheduler {
         context: Some(stage.mesh.context().clone()),
         limits: SchedulerLimits::default(),
         middleware: Default::default(),
+        served_middleware: Default::default(),
     };
     let scheduler = Scheduler::start(settings, Arc::new(MemoryStore::default())).await.unwrap();
     stage.served("zex.Pipelines").await;

@@ -108,26 +108,34 @@ macro_rules! counts {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// What a pipe has done so far; counts since its start.
         #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
-        pub struct PipeStats { $($(#[$doc])* pub $name: u64,)* }
+        pub struct PipeStats {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Brokers that live now.
+            pub brokers: u64,
+        }
 
         impl PipeStats {
-            /// Each with its name.
-            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+            /// What only grows, each with its name.
+            pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name)),*].into_iter()
             }
         }
 
         /// The same, where other threads can read it.
         #[derive(Default)]
-        struct Published { $($name: AtomicU64,)* }
+        struct Published { $($name: AtomicU64,)* brokers: AtomicU64 }
 
         impl Published {
             fn write(&self, stats: &PipeStats) {
                 $(self.$name.store(stats.$name, Ordering::Relaxed);)*
+                self.brokers.store(stats.brokers, Ordering::Relaxed);
             }
 
             fn read(&self) -> PipeStats {
-                PipeStats { $($name: self.$name.load(Ordering::Relaxed),)* }
+                PipeStats {
+                    $($name: self.$name.load(Ordering::Relaxed),)*
+                    brokers: self.brokers.load(Ordering::Relaxed),
+                }
             }
         }
     };
@@ -160,8 +168,6 @@ counts! {
     told,
     /// Peers and brokers whose connection's end was seen.
     ended,
-    /// Brokers that live now. Not a count since the start.
-    brokers,
 }
 
 /// A running pipe. Dropping it stops it too, without waiting.

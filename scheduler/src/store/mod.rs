@@ -16,6 +16,7 @@
 //! - Where several schedulers share it, a run that another one owns cannot be claimed while
 //!   that one lives (`sharing`).
 
+mod counts;
 mod memory;
 mod postgres;
 mod sharing;

@@ -32,7 +32,7 @@ use zex_pipeline::state::RunState;
 
 use crate::handle::{Command, Refused, view};
 use crate::keys;
-use crate::letters::{Ask, Reply};
+use crate::letters::Ask;
 use crate::prepare::{LoadError, Prepared};
 use crate::scheduler::{COMMANDS_PER_RUN, Shared, now, stopped};
 use crate::store::{
@@ -163,10 +163,16 @@ impl RunTask {
                     Some(command) = self.commands.recv() => command,
                 },
             };
-            let Command::Change(change, answer) = command else { continue };
+            let (change, answer) = match command {
+                Command::Change(change, answer) => (change, answer),
+                Command::Letters if unloadable && self.read_letters().await => {
+                    return Waited::Cancelled;
+                }
+                _ => continue,
+            };
             let changed = match change {
                 Change::Cancel { reason, .. } if unloadable => {
-                    self.cancel_unloaded(reason).await.map_err(|error| error.to_string())
+                    self.cancel_unloaded(reason, None).await.map_err(|error| error.to_string())
                 }
                 _ => Err(why.to_owned()),
             };
@@ -193,13 +199,9 @@ impl RunTask {
             let Ok(Ask::Change(Change::Cancel { reason, .. })) = Ask::decode(&body) else {
                 continue;
             };
-            if let Err(error) = self.cancel_unloaded(reason).await {
+            if let Err(error) = self.cancel_unloaded(reason, Some(number)).await {
                 tracing::debug!(number, %error, "the run is not cancelled");
                 return false;
-            }
-            if let Err(error) = store.answer_letter(number, Reply::Done.encode()).await {
-                // Its end is the answer, too.
-                tracing::debug!(number, %error, "a letter is not answered");
             }
             return true;
         }
@@ -207,8 +209,8 @@ impl RunTask {
     }
 
     /// Writes down that a run is cancelled which nobody can load: it has nothing in flight, and
-    /// would be listed as stalled for ever.
-    async fn cancel_unloaded(&self, reason: String) -> Result<(), StoreError> {
+    /// would be listed as stalled for ever. A letter that asked for it is answered by that.
+    async fn cancel_unloaded(&self, reason: String, letter: Option<u64>) -> Result<(), StoreError> {
         let store = &self.shared.store;
         let Claimed::Ours { epoch } = store.claim(self.id.clone()).await? else {
             return Err(StoreError::Fenced(self.id.clone()));
@@ -227,7 +229,7 @@ impl RunTask {
                 after,
                 records: vec![NewRecord { body: record.encode().into(), event: true }],
                 state: Some(NewState { state, reason, ended_ms: Some(at_ms), steps: None }),
-                letters: Vec::new(),
+                letters: letter.into_iter().collect(),
             })
             .await?;
         self.seen.send_replace(after + 1);

@@ -332,6 +332,7 @@ impl World {
             context: None,
             limits,
             middleware: Chain::default(),
+            served_middleware: Chain::default(),
         }
     }
 

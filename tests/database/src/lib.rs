@@ -65,7 +65,7 @@ impl Cluster {
     /// If PostgreSQL is not installed or does not start.
     pub fn start() -> Self {
         let directory = tempfile::Builder::new().prefix("zex-pg-").tempdir().unwrap().keep();
-        Self::start_in(directory, false)
+        Self::start_in(directory, false, true)
     }
 
     /// The same in a directory that is there and empty, such as a small file system.
@@ -73,10 +73,18 @@ impl Cluster {
     /// # Panics
     /// If PostgreSQL is not installed or does not start.
     pub fn lent(directory: &Path) -> Self {
-        Self::start_in(directory.to_owned(), true)
+        Self::start_in(directory.to_owned(), true, true)
     }
 
-    fn start_in(directory: PathBuf, lent: bool) -> Self {
+    /// The same, as large as PostgreSQL makes one of which nothing is said: to be measured.
+    ///
+    /// # Panics
+    /// If PostgreSQL is not installed or does not start.
+    pub fn usual(directory: &Path) -> Self {
+        Self::start_in(directory.to_owned(), true, false)
+    }
+
+    fn start_in(directory: PathBuf, lent: bool, small: bool) -> Self {
         if let Some((user, group)) = other_user() {
             chown(&directory, Some(user), Some(group)).unwrap();
         }
@@ -84,15 +92,20 @@ impl Cluster {
         let mut init = as_server("initdb");
         init.arg("-D").arg(&data).args(["-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C"]);
         // A test's cluster need not survive the machine; what its server writes does.
-        init.args(["--no-sync", "--wal-segsize=1"]);
+        init.arg("--no-sync");
+        if small {
+            init.arg("--wal-segsize=1");
+        }
         let made = init.output().unwrap_or_else(|error| panic!("initdb: {error}"));
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        let settings = format!(
+        let mut settings = format!(
             "listen_addresses = ''\nunix_socket_directories = '{}'\nmax_connections = 300\n\
-             max_wal_size = 64MB\nmin_wal_size = 8MB\nshared_buffers = 64MB\n\
              log_min_messages = warning\n",
             directory.display()
         );
+        if small {
+            settings += "max_wal_size = 64MB\nmin_wal_size = 8MB\nshared_buffers = 64MB\n";
+        }
         let file = data.join("postgresql.conf");
         fs::write(&file, fs::read_to_string(&file).unwrap() + &settings).unwrap();
         let keeper = if lent { "cat >/dev/null" } else { KEEPER };

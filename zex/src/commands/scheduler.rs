@@ -47,6 +47,7 @@ pub(crate) async fn run(args: SchedulerArgs) -> anyhow::Result<()> {
         context: Some(keys::context()),
         limits: args.bounds.limits(),
         middleware: metrics::around("client"),
+        served_middleware: metrics::around("worker"),
     };
     let (url, max_disk) = (args.store.store.as_deref(), args.bounds.max_disk);
     let patience = scheduler::DATABASE_COMES;

@@ -16,6 +16,7 @@ use zex_worker::Worker;
 
 use super::duration;
 use super::mesh::{Bind, ports};
+use crate::metrics;
 
 /// The gateway of a mesh.
 #[derive(Args, Clone, Debug)]
@@ -81,6 +82,7 @@ impl FrontDoor {
                 let worker = Worker::builder()
                     .worker_pipes(&worker_pipes)
                     .name(format!("adapter-{address}"))
+                    .middleware(metrics::around("worker"))
                     .context(context.clone());
                 let adapter = Adapter::start(vec![target], worker);
                 Ok(Box::new(adapter.map_err(|error| error.to_string())?))

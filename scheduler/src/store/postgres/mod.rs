@@ -36,9 +36,11 @@ use deadpool_postgres::Object;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::sync::broadcast;
 
+use super::counts::{Counts, size};
 use super::{
     Append, Claimed, Created, DescriptorId, FreeRun, Letter, Member, NewRun, News, Note,
     NoteChange, Pending, ReadQuery, Renewed, RunsQuery, Store, StoreError, StoredRecord, StoredRun,
+    Written,
 };
 use connect::{Database, Failure};
 use link::Link;
@@ -62,6 +64,7 @@ struct Inner {
     database: Database,
     writer: Writer,
     link: Link,
+    counts: Arc<Counts>,
     /// Which scheduler this is, of all that share the database.
     me: Arc<str>,
 }
@@ -81,8 +84,9 @@ impl PostgresStore {
             .map_err(|error| database.unusable(format!("no random numbers: {error}")))?;
         let me = format!("{:016x}", u64::from_be_bytes(chance)).into();
         let link = Link::start(&database);
-        let writer = Writer::start(&database, link.sender());
-        Ok(Self { inner: Arc::new(Inner { database, writer, link, me }) })
+        let counts = Arc::default();
+        let writer = Writer::start(&database, link.sender(), &counts);
+        Ok(Self { inner: Arc::new(Inner { database, writer, link, counts, me }) })
     }
 
     /// Where the database is, without the password.
@@ -106,8 +110,18 @@ impl PostgresStore {
 
 impl Store for PostgresStore {
     fn create(&self, run: NewRun) -> Pending<Created> {
-        let me = self.me();
-        self.ask(move |client| statements::create(client, me, run).boxed())
+        let (me, size) = (self.me(), size(&run.records));
+        let counts = Arc::clone(&self.inner.counts);
+        let made = self.ask(move |client| statements::create(client, me, run).boxed());
+        async move {
+            let made = made.await?;
+            if made == Created::New {
+                counts.commit();
+                counts.wrote(size);
+            }
+            Ok(made)
+        }
+        .boxed()
     }
 
     fn by_key(&self, request_key: [u8; 16]) -> Pending<Option<String>> {
@@ -122,6 +136,10 @@ impl Store for PostgresStore {
     fn append(&self, append: Append) -> Pending<()> {
         let inner = Arc::clone(&self.inner);
         async move { inner.writer.append(append).await }.boxed()
+    }
+
+    fn written(&self) -> Written {
+        self.inner.counts.read()
     }
 
     fn read(&self, query: ReadQuery) -> Pending<Vec<StoredRecord>> {

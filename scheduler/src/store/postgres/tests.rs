@@ -40,6 +40,18 @@ fn ours(epoch: u64) -> Result<Claimed, StoreError> {
 }
 
 #[tokio::test]
+async fn what_was_written_is_counted_and_what_was_refused_is_not() {
+    let store = connect(&Cluster::shared().database()).await;
+    store.create(new_run("r1", 1)).await.unwrap();
+    store.create(new_run("r1", 1)).await.unwrap();
+    assert_eq!(store.claim("r1".to_owned()).await, ours(1));
+    store.append(more("r1", 1, 2, &["four", "five5"])).await.unwrap();
+    store.append(more("r1", 1, 2, &["refused"])).await.unwrap_err();
+    let Written { commits, records, bytes } = store.written();
+    assert_eq!((commits, records, bytes), (2, 4, 1 + 1 + 4 + 5));
+}
+
+#[tokio::test]
 async fn a_run_is_whose_lease_is_fresh_and_a_late_append_is_refused() {
     let url = Cluster::shared().database();
     let (a, b) = (connect(&url).await, connect(&url).await);

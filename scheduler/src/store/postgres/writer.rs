@@ -10,6 +10,7 @@
 //! does not harm those beside it.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Error, NoTls, Statement};
 
+use super::super::counts::{Counts, size};
 use super::super::{Append, News, StoreError};
 use super::connect::{ANSWER, CONNECT, Database, again};
 use super::{signed, text, unsigned};
@@ -84,11 +86,17 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(database: &Database, events: mpsc::Sender<News>) -> Self {
+    pub(super) fn start(
+        database: &Database,
+        events: mpsc::Sender<News>,
+        counts: &Arc<Counts>,
+    ) -> Self {
         let (queue, wanted) = mpsc::channel(QUEUE_APPENDS);
-        let work = Work { database: database.clone(), wanted, held: VecDeque::new(), events };
+        let (database, counts) = (database.clone(), Arc::clone(counts));
+        let work =
+            Work { database: database.clone(), wanted, held: VecDeque::new(), events, counts };
         tokio::spawn(work.run());
-        Self { queue, database: database.clone() }
+        Self { queue, database }
     }
 
     pub(super) async fn append(&self, append: Append) -> Result<(), StoreError> {
@@ -124,6 +132,7 @@ struct Work {
     held: VecDeque<Wanted>,
     /// Where it is told that a run has events.
     events: mpsc::Sender<News>,
+    counts: Arc<Counts>,
 }
 
 impl Work {
@@ -173,7 +182,8 @@ impl Work {
                 let batch = self.batch(&busy);
                 if !batch.is_empty() {
                     busy.extend(batch.iter().map(|wanted| wanted.append.run.clone()));
-                    flying.push(line.settle(batch, self.events.clone()));
+                    let counts = Arc::clone(&self.counts);
+                    flying.push(line.settle(batch, self.events.clone(), counts));
                 }
             }
             if !open && flying.is_empty() && self.held.is_empty() {
@@ -242,7 +252,12 @@ impl Line {
     }
 
     /// Writes a batch and tells everybody. The runs, and whether the connection is of use.
-    async fn settle(&self, batch: Vec<Wanted>, events: mpsc::Sender<News>) -> (Vec<String>, bool) {
+    async fn settle(
+        &self,
+        batch: Vec<Wanted>,
+        events: mpsc::Sender<News>,
+        counts: Arc<Counts>,
+    ) -> (Vec<String>, bool) {
         let runs = batch.iter().map(|wanted| wanted.append.run.clone()).collect();
         let (appends, callers): (Vec<Append>, Vec<_>) =
             batch.into_iter().map(|wanted| (wanted.append, wanted.told)).unzip();
@@ -253,10 +268,16 @@ impl Line {
                 vec![Err(self.database.unreachable(&why)); appends.len()]
             }
         };
+        if outcomes.iter().any(Result::is_ok) {
+            counts.commit();
+        }
         let unreachable = |outcome| matches!(outcome, &Err(StoreError::Unreachable(_)));
         let alive = !self.client.is_closed() && !outcomes.iter().any(unreachable);
         for ((append, told), outcome) in appends.into_iter().zip(callers).zip(outcomes) {
             let news = append.state.is_some() || append.records.iter().any(|record| record.event);
+            if outcome.is_ok() {
+                counts.wrote(size(&append.records));
+            }
             if outcome.is_ok() && news {
                 // Too many wait: this one is not told of.
                 let _missed = events.try_send(News::Events { run: append.run }).is_err();

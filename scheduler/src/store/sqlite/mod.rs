@@ -26,9 +26,10 @@ use bytes::Bytes;
 use futures_util::future::FutureExt as _;
 use rusqlite::Connection;
 
+use super::counts::size;
 use super::{
-    Append, Claimed, Created, DescriptorId, NewRecord, NewRun, Note, NoteChange, Pending,
-    ReadQuery, RunsQuery, Store, StoreError, StoredRecord, StoredRun, Written,
+    Append, Claimed, Created, DescriptorId, NewRun, Note, NoteChange, Pending, ReadQuery,
+    RunsQuery, Store, StoreError, StoredRecord, StoredRun, Written,
 };
 use thread::{Queue, Want};
 
@@ -78,11 +79,6 @@ impl SqliteStore {
     }
 }
 
-/// How many records, and how many bytes.
-fn size(records: &[NewRecord]) -> (u64, u64) {
-    (records.len() as u64, records.iter().map(|record| record.body.len() as u64).sum())
-}
-
 impl Store for SqliteStore {
     fn create(&self, run: NewRun) -> Pending<Created> {
         let (queue, size) = (self.queue.clone(), size(&run.records));
@@ -90,7 +86,7 @@ impl Store for SqliteStore {
             let created = queue
                 .ask(Want::Write, move |connection| statements::create(connection, &run))
                 .await?;
-            queue.wrote(if created == Created::New { size } else { (0, 0) });
+            queue.counts().wrote(if created == Created::New { size } else { (0, 0) });
             Ok(created)
         }
         .boxed()
@@ -110,7 +106,7 @@ impl Store for SqliteStore {
             queue
                 .ask(Want::Write, move |connection| statements::append(connection, &append))
                 .await?;
-            queue.wrote(size);
+            queue.counts().wrote(size);
             Ok(())
         }
         .boxed()
@@ -159,6 +155,6 @@ impl Store for SqliteStore {
     }
 
     fn written(&self) -> Written {
-        self.queue.written()
+        self.queue.counts().read()
     }
 }

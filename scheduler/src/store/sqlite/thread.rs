@@ -5,12 +5,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::{StoreError, Written};
+use super::super::StoreError;
+use super::super::counts::Counts;
 
 /// What may wait before the thread: beyond it callers wait to put it there.
 const QUEUE_WORKS: usize = 1024;
@@ -94,14 +94,6 @@ where
     }
 }
 
-/// What was written.
-#[derive(Debug, Default)]
-struct Counts {
-    commits: AtomicU64,
-    records: AtomicU64,
-    bytes: AtomicU64,
-}
-
 /// The queue before the thread. When the last clone is gone the thread ends.
 #[derive(Clone)]
 pub(super) struct Queue {
@@ -125,19 +117,8 @@ impl Queue {
     }
 
     /// What was written so far.
-    pub(super) fn written(&self) -> Written {
-        let count = |counted: &AtomicU64| counted.load(Ordering::Relaxed);
-        Written {
-            commits: count(&self.counts.commits),
-            records: count(&self.counts.records),
-            bytes: count(&self.counts.bytes),
-        }
-    }
-
-    /// Records of a journal are on disk: so many, with so many bytes.
-    pub(super) fn wrote(&self, (records, bytes): (u64, u64)) {
-        self.counts.records.fetch_add(records, Ordering::Relaxed);
-        self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
+    pub(super) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     pub(super) async fn ask<T: Send + 'static>(
@@ -188,7 +169,9 @@ impl Thread {
             Some(broken) => Err(broken.clone()),
             None => self.commit(&mut works).map_err(|error| store_error(&error)),
         };
-        self.counts.commits.fetch_add(u64::from(done.is_ok()), Ordering::Relaxed);
+        if done.is_ok() {
+            self.counts.commit();
+        }
         if let Err(error @ StoreError::Broken(_)) = &done {
             // After a failed fsync nobody knows what is on disk. A later commit could be
             // lost behind the damage though it was acknowledged: so there is none.
