@@ -52,6 +52,10 @@ pub(crate) async fn watch(
             let row =
                 shared.store.run(id.to_owned()).await.map_err(|error| store_status(&error))?;
             ended = row.is_none_or(|row| row.state.is_end());
+            if ended {
+                // Or it came since the journal was read.
+                send_written(shared, id, last, &definition, replies).await?;
+            }
         }
         after = last;
         let Some(news) = news.as_mut().filter(|_| !ended && !history) else { return Ok(()) };

@@ -10,7 +10,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prost::Message as _;
-use world::{Narrow, PATIENCE, World, until};
+use world::narrow::Narrow;
+use world::{PATIENCE, World, until};
 use zex_client::{Call, Code, Status};
 use zex_scheduler::SERVICE;
 use zex_scheduler::store::{MemoryStore, SharedStore};

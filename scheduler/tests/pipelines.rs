@@ -8,10 +8,12 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use prost::Message as _;
+use tokio::sync::Semaphore;
+use world::narrow::Narrow;
 use world::{ASSIGN, World, open, until};
 use zex_client::{Call, Code, Key};
 use zex_scheduler::SERVICE;
-use zex_scheduler::store::{MemoryStore, SqliteOptions};
+use zex_scheduler::store::{MemoryStore, SharedStore, SqliteOptions};
 use zex_spec::proto;
 use zex_spec::proto::run_event::Event;
 
@@ -57,6 +59,39 @@ async fn calls_that_fail_are_tried_again_and_counted() {
     let attempts: Vec<_> = attempts.collect();
     assert_eq!(attempts.len() as u64, calls - 1000);
     assert!(attempts.iter().all(|failed| failed.step_id == "assign" && failed.item.is_some()));
+}
+
+/// A run that ends while its watcher reads what there was before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_watches_a_run_as_it_ends_is_told_its_end() {
+    let world = World::start().await;
+    let (store, gate) = (Arc::new(Narrow::default()), Arc::new(Semaphore::new(0)));
+    let scheduler = world.scheduler(Arc::clone(&store) as SharedStore).await;
+    let run = world.run("{name: waits, steps: [{id: word, wait: {signal: go}}]}", "").await;
+    let history =
+        proto::WatchRunRequest { run_id: run.clone(), history: true, ..Default::default() };
+    let so_far = world.watch_as(history).await;
+    store.late.set(Arc::clone(&gate)).unwrap();
+    let ended = async {
+        until("it is read", || async { store.readers.load(Ordering::SeqCst) == 1 }).await;
+        let signal = proto::SignalRequest {
+            run_id: run.clone(),
+            name: "go".to_owned(),
+            ..Default::default()
+        };
+        let ended = async {
+            until("it has ended", || async { scheduler.live_runs() == 0 }).await;
+            gate.add_permits(Semaphore::MAX_PERMITS);
+        };
+        // Who signals is shown the run, and reads its events for that.
+        let (signalled, ()) =
+            futures_util::join!(world.ask::<proto::RunView>("Signal", &signal), ended);
+        signalled.unwrap();
+    };
+    let watched = world.watch(&run, so_far.last().unwrap().offset);
+    let (events, ()) = futures_util::join!(watched, ended);
+    let Some(Event::Run(last)) = &events.last().unwrap().event else { panic!("{events:?}") };
+    assert_eq!(last.state(), proto::RunState::Succeeded);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

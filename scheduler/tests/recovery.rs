@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use world::{ASSIGN, Narrow, World, open, until};
+use world::narrow::Narrow;
+use world::{ASSIGN, World, open, until};
 use zex_client::Code;
 use zex_pipeline::record::Record;
 use zex_pipeline::run::{Run, Time};
@@ -190,6 +191,23 @@ async fn a_run_that_cannot_be_loaded_can_be_cancelled() {
         assert!(matches!(Record::decode(&page[0].1), Ok(Record::Run { .. })) && page.len() == 1);
     }
     until("both are forgotten", || async { scheduler.live_runs() == 0 }).await;
+}
+
+/// It is listed, the scheduler goes on, and so does the run when the bug is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_brings_out_a_bug_is_stalled_alone() {
+    let world = World::start().await;
+    let store = Arc::new(Narrow::default());
+    let _scheduler = world.scheduler(Arc::clone(&store) as SharedStore).await;
+    store.panics.store(true, Ordering::SeqCst);
+    let run = world.run(ASSIGN, r#"{"count": 3}"#).await;
+    until("the run is stalled", || async {
+        world.show(&run).await.stalled.contains("a bug of the scheduler")
+    })
+    .await;
+    store.panics.store(false, Ordering::SeqCst);
+    let view = world.ended(&run).await;
+    assert_eq!((view.state(), view.stalled.as_str()), (proto::RunState::Succeeded, ""));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

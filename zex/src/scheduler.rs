@@ -11,6 +11,8 @@ use zex_scheduler::store::{
 };
 use zex_scheduler::{SERVICE, Scheduler, SchedulerSettings};
 
+use crate::settings::store::StoreAt;
+
 /// The store's file in the data directory.
 const STORE: &str = "scheduler.db";
 /// How long a scheduler may take until the mesh knows it.
@@ -31,18 +33,26 @@ pub(crate) struct Kept {
 /// Opens the store: a database, or a file in `directory`. Before anything else is started: where it
 /// cannot be had, that is all there is to say.
 pub(crate) async fn open(
-    url: Option<&str>,
+    at: Option<&StoreAt>,
     directory: &Path,
     max_bytes: Option<u64>,
     name: &str,
     patience: Duration,
 ) -> anyhow::Result<Kept> {
-    match url {
+    let database = at.and_then(|at| at.store.as_deref().map(|url| (url, at.store_ca.as_ref())));
+    match database {
         None => open_file(directory, max_bytes).await,
         Some(_) if max_bytes.is_some() => {
             bail!("--max-disk is for a store in a file; a database has limits of its own")
         }
-        Some(url) => open_database(url, name, patience).await,
+        Some((url, authorities)) => {
+            let authorities = authorities.map(|file| {
+                std::fs::read(file).with_context(|| format!("--store-ca {}", file.display()))
+            });
+            let options =
+                PostgresOptions { name: name.to_owned(), authorities: authorities.transpose()? };
+            open_database(url, &options, patience).await
+        }
     }
 }
 
@@ -55,11 +65,14 @@ async fn open_file(directory: &Path, max_bytes: Option<u64>) -> anyhow::Result<K
     Ok(Kept { store: Arc::new(opened.await??), place: directory.display().to_string() })
 }
 
-async fn open_database(url: &str, name: &str, patience: Duration) -> anyhow::Result<Kept> {
+async fn open_database(
+    url: &str,
+    options: &PostgresOptions,
+    patience: Duration,
+) -> anyhow::Result<Kept> {
     let (until, mut said) = (Instant::now() + patience, false);
-    let options = PostgresOptions { name: name.to_owned() };
     loop {
-        match PostgresStore::connect(url, &options).await {
+        match PostgresStore::connect(url, options).await {
             Ok(store) => {
                 let place = store.place().to_owned();
                 return Ok(Kept { store: Arc::new(store), place });

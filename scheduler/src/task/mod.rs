@@ -20,10 +20,12 @@ mod drive;
 mod inbox;
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
 use zex_pipeline::begin::Begin;
 use zex_pipeline::record::Record;
@@ -83,26 +85,16 @@ impl RunTask {
     pub(crate) async fn run(mut self, mut prepared: Option<Prepared>) {
         let mut wait = AGAIN_FIRST;
         loop {
-            let loaded = self.load(prepared.take()).await;
-            let driven = matches!(loaded, Ok(Loaded::Run(..)));
-            let left = match loaded {
-                Ok(Loaded::Run(run, epoch, bytes)) => {
-                    self.stall("");
-                    if subruns::is_orphan(&self.shared, &self.begin).await {
-                        self.disown();
-                    }
-                    let since = tokio::time::Instant::now();
-                    let left = Drive::new(&mut self, *run, epoch, bytes).run().await;
-                    if since.elapsed() > AGAIN_LONGEST {
-                        wait = AGAIN_FIRST;
-                    }
-                    left
-                }
-                Ok(Loaded::Ended) => Left::Over,
-                Ok(Loaded::Others) => Left::Others,
-                Err(LoadError::Store(error)) => Left::Evicted(error.to_string()),
-                Err(LoadError::Broken(why)) => Left::Unloadable(why),
-            };
+            let since = tokio::time::Instant::now();
+            // A bug that one run brings out is that run's: it stalls, and can be cancelled.
+            let tried = AssertUnwindSafe(self.attempt(prepared.take())).catch_unwind().await;
+            let (driven, left) = tried.unwrap_or_else(|_| {
+                let why = "a panic, which is a bug of the scheduler; its log says where";
+                (false, Left::Unloadable(why.to_owned()))
+            });
+            if driven && since.elapsed() > AGAIN_LONGEST {
+                wait = AGAIN_FIRST;
+            }
             let unloadable = matches!(left, Left::Unloadable(_));
             match left {
                 Left::Over => break,
@@ -129,6 +121,24 @@ impl RunTask {
         if let Some(key) = &self.begin.key {
             keys::leave(&self.shared, key, &self.id).await;
         }
+    }
+
+    /// Loads the run and drives it. Whether it was driven, and why that ended.
+    async fn attempt(&mut self, prepared: Option<Prepared>) -> (bool, Left) {
+        let left = match self.load(prepared).await {
+            Ok(Loaded::Run(run, epoch, bytes)) => {
+                self.stall("");
+                if subruns::is_orphan(&self.shared, &self.begin).await {
+                    self.disown();
+                }
+                return (true, Drive::new(self, *run, epoch, bytes).run().await);
+            }
+            Ok(Loaded::Ended) => Left::Over,
+            Ok(Loaded::Others) => Left::Others,
+            Err(LoadError::Store(error)) => Left::Evicted(error.to_string()),
+            Err(LoadError::Broken(why)) => Left::Unloadable(why),
+        };
+        (false, left)
     }
 
     fn stall(&self, why: &str) {

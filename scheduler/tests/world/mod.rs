@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)] // As in the files that use it.
 #![allow(dead_code)] // Each test file is a program of its own and uses a part of it.
 
+pub(crate) mod narrow;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
@@ -14,11 +16,7 @@ use prost::Message;
 use zex_broker::{Broker, BrokerSettings};
 use zex_client::{Call, Chain, Client, ClientOptions, Code, Status};
 use zex_plumbing::{Context, Pipe, PipeSettings, StatePipeSettings};
-use zex_scheduler::store::{
-    Append, Claimed, Created, DescriptorId, MemoryStore, NewRun, Note, NoteChange, Pending,
-    ReadQuery, RunsQuery, SharedStore, SqliteOptions, SqliteStore, Store, StoreError, StoredRecord,
-    StoredRun,
-};
+use zex_scheduler::store::{SharedStore, SqliteOptions, SqliteStore};
 use zex_scheduler::{SERVICE, Scheduler, SchedulerLimits, SchedulerSettings};
 use zex_spec::proto;
 use zex_spec::schema::{SCHEMA, refusal};
@@ -391,6 +389,11 @@ impl World {
             after_offset,
             ..Default::default()
         };
+        self.watch_as(request).await
+    }
+
+    /// What a watcher is told.
+    pub(crate) async fn watch_as(&self, request: proto::WatchRunRequest) -> Vec<proto::RunEvent> {
         let call = Call::new(SERVICE, "Watch", request.encode_to_vec()).deadline(PATIENCE);
         let mut replies = self.client.server_stream(call).await.unwrap();
         let mut events = Vec::new();
@@ -427,80 +430,5 @@ pub(crate) async fn until<Fut: Future<Output = bool>>(what: &str, mut state: imp
     while !state().await {
         assert!(Instant::now() < end, "{what}: not after {PATIENCE:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// A store in memory that can be full for a while.
-#[derive(Default)]
-pub(crate) struct Narrow {
-    store: MemoryStore,
-    pub(crate) full: std::sync::atomic::AtomicBool,
-    /// There is no room for notes, and for everything else there is.
-    pub(crate) no_notes: std::sync::atomic::AtomicBool,
-    /// Appends and notes that found it full.
-    pub(crate) refused: AtomicU32,
-}
-
-impl Narrow {
-    fn room<T: Send + 'static>(&self, act: impl FnOnce(&MemoryStore) -> Pending<T>) -> Pending<T> {
-        self.room_if(self.full.load(Ordering::SeqCst), act)
-    }
-
-    fn room_if<T: Send + 'static>(
-        &self,
-        full: bool,
-        act: impl FnOnce(&MemoryStore) -> Pending<T>,
-    ) -> Pending<T> {
-        if full {
-            self.refused.fetch_add(1, Ordering::SeqCst);
-            return Box::pin(async { Err(StoreError::Full("no room".to_owned())) });
-        }
-        act(&self.store)
-    }
-}
-
-impl Store for Narrow {
-    fn create(&self, run: NewRun) -> Pending<Created> {
-        self.room(|store| store.create(run))
-    }
-    fn by_key(&self, request_key: [u8; 16]) -> Pending<Option<String>> {
-        self.store.by_key(request_key)
-    }
-    fn claim(&self, run: String) -> Pending<Claimed> {
-        self.room(|store| store.claim(run))
-    }
-    fn append(&self, append: Append) -> Pending<()> {
-        self.room(|store| store.append(append))
-    }
-    fn read(&self, query: ReadQuery) -> Pending<Vec<StoredRecord>> {
-        self.store.read(query)
-    }
-    fn run(&self, id: String) -> Pending<Option<StoredRun>> {
-        self.store.run(id)
-    }
-    fn runs(&self, query: RunsQuery) -> Pending<Vec<StoredRun>> {
-        self.store.runs(query)
-    }
-    fn put_descriptors(&self, service: String, descriptors: Bytes) -> Pending<DescriptorId> {
-        self.room(|store| store.put_descriptors(service, descriptors))
-    }
-    fn services(&self) -> Pending<Vec<(String, DescriptorId)>> {
-        self.store.services()
-    }
-    fn descriptors(&self, id: DescriptorId) -> Pending<Option<Bytes>> {
-        self.store.descriptors(id)
-    }
-    fn note(&self, kind: &'static str, name: String) -> Pending<Option<Note>> {
-        self.store.note(kind, name)
-    }
-    fn notes(&self, kind: &'static str) -> Pending<Vec<Note>> {
-        self.store.notes(kind)
-    }
-    fn change_note(&self, change: NoteChange) -> Pending<bool> {
-        let full = self.full.load(Ordering::SeqCst) || self.no_notes.load(Ordering::SeqCst);
-        self.room_if(full, |store| store.change_note(change))
-    }
-    fn remove_run(&self, id: String) -> Pending<()> {
-        self.store.remove_run(id)
     }
 }

@@ -12,10 +12,12 @@
 
 #![allow(clippy::unwrap_used)] // All of this crate is tests; where it cannot go on it panics.
 
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::fs::Permissions;
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -26,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often the server is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// The port of one of which nothing is said; it names the socket.
+const PORT: u16 = 5432;
 
 /// Where Debian keeps the programs of each version.
 const DEBIAN: &str = "/usr/lib/postgresql";
@@ -47,6 +52,8 @@ pub struct Cluster {
     keeper: Mutex<(Child, Option<ChildStdin>)>,
     /// Whether the directory is somebody else's, who gave it.
     lent: bool,
+    /// Of its socket, and of TCP where it has that.
+    port: AtomicU16,
 }
 
 impl Cluster {
@@ -82,6 +89,41 @@ impl Cluster {
     /// If PostgreSQL is not installed or does not start.
     pub fn usual(directory: &Path) -> Self {
         Self::start_in(directory.to_owned(), true, false)
+    }
+
+    /// A cluster that is reached by TLS at `localhost`, too, with this certificate and key, in PEM.
+    ///
+    /// # Panics
+    /// If PostgreSQL is not installed or does not start.
+    pub fn with_tls(certificate: &str, key: &str) -> Self {
+        let cluster = Self::start();
+        let data = cluster.directory.join("data");
+        for (name, pem) in [("server.crt", certificate), ("server.key", key)] {
+            let file = data.join(name);
+            fs::write(&file, pem).unwrap();
+            fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+            if let Some((user, group)) = other_user() {
+                chown(&file, Some(user), Some(group)).unwrap();
+            }
+        }
+        let file = data.join("postgresql.conf");
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let more = format!("listen_addresses = '127.0.0.1'\nport = {free}\nssl = on\n");
+        fs::write(&file, fs::read_to_string(&file).unwrap() + &more).unwrap();
+        cluster.port.store(free, Ordering::Relaxed);
+        cluster.kill();
+        cluster.start_again();
+        cluster.until_ready();
+        cluster
+    }
+
+    /// Where its database `postgres` is found by TLS.
+    pub fn encrypted(&self) -> String {
+        format!("postgres://{USER}@localhost:{}/postgres?sslmode=require", self.port())
+    }
+
+    fn port(&self) -> u16 {
+        self.port.load(Ordering::Relaxed)
     }
 
     fn start_in(directory: PathBuf, lent: bool, small: bool) -> Self {
@@ -121,7 +163,8 @@ impl Cluster {
         let stdin = keeper.stdin.take();
         let (server, databases) = (Mutex::new(None), AtomicU32::new(0));
         let keeper = Mutex::new((keeper, stdin));
-        let cluster = Self { directory, server, databases, keeper, lent };
+        let port = AtomicU16::new(PORT);
+        let cluster = Self { directory, server, databases, keeper, lent, port };
         cluster.start_again();
         cluster.until_ready();
         cluster
@@ -202,7 +245,7 @@ impl Cluster {
     pub fn try_psql(&self, database: &str, sql: &str) -> Result<String, String> {
         let mut psql = Command::new(program("psql"));
         psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", USER, "-d", database]);
-        psql.arg("-h").arg(&self.directory).args(["-c", sql]);
+        psql.arg("-h").arg(&self.directory).args(["-p", &self.port().to_string(), "-c", sql]);
         let said = psql.output().unwrap();
         match said.status.success() {
             true => Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned()),

@@ -49,9 +49,9 @@ pub(crate) async fn run(args: SchedulerArgs) -> anyhow::Result<()> {
         middleware: metrics::around("client"),
         served_middleware: metrics::around("worker"),
     };
-    let (url, max_disk) = (args.store.store.as_deref(), args.bounds.max_disk);
+    let (at, max_disk) = (&args.store, args.bounds.max_disk);
     let patience = scheduler::DATABASE_COMES;
-    let kept = scheduler::open(url, &directory, max_disk, &name, patience).await?;
+    let kept = scheduler::open(Some(at), &directory, max_disk, &name, patience).await?;
     let client = Client::connect(&settings.in_pipes, options())?;
     let scheduler = scheduler::start(kept.store, settings).await?;
     let say = async {

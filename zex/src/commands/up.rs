@@ -41,8 +41,8 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<()> {
     let stop = Stop::catch()?;
     let (plan, directory) = (args.mesh.plan()?, args.data.directory());
     let mut gateway = args.mesh.gateway(&args.gateway)?;
-    let (url, max_disk) = (args.store.store.as_deref(), args.bounds.max_disk);
-    let kept = scheduler::open(url, &directory, max_disk, NAME, Duration::ZERO).await?;
+    let (at, max_disk) = (&args.store, args.bounds.max_disk);
+    let kept = scheduler::open(Some(at), &directory, max_disk, NAME, Duration::ZERO).await?;
     let mesh = plan.start()?;
     gateway.adapters = args.gateway.adapters(vec![mesh.for_workers()], mesh.context());
     let gateway = Gateway::start(mesh.client()?, gateway).await?;

@@ -7,10 +7,12 @@ use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, R
 use futures_util::future::BoxFuture;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{Client, Config, Connection, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::super::StoreError;
-use super::PostgresOptions;
+use super::{PostgresOptions, tls};
 
 /// Connections for all but appends: they wait for the database, not for a processor.
 const POOL_CONNECTIONS: usize = 8;
@@ -27,6 +29,9 @@ pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// is stuck does not hold up everything.
 const SESSION: &str = "-c synchronous_commit=on -c default_transaction_isolation=read\\ committed \
                        -c lock_timeout=3000 -c client_min_messages=warning";
+
+/// What drives a connection.
+pub(super) type Driver = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
 
 /// Why a statement did not succeed.
 #[derive(Debug)]
@@ -53,6 +58,7 @@ impl From<StoreError> for Failure {
 #[derive(Clone)]
 pub(super) struct Database {
     config: Config,
+    tls: MakeRustlsConnect,
     pool: Pool,
     /// For the lease alone: it does not wait behind anything.
     lease: Pool,
@@ -72,9 +78,19 @@ impl Database {
         let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| {
             unusable(format!("it is no URL of a database: {}", words(&error)))
         })?;
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err(unusable("sslmode=require: TLS to the database is not there yet".into()));
+        let encrypted = config.get_ssl_mode() == SslMode::Require;
+        if !encrypted {
+            // Who does not ask for it cannot tell either whom it is encrypted for.
+            config.ssl_mode(SslMode::Disable);
         }
+        let authorities = options.authorities.as_deref();
+        if authorities.is_some() && !encrypted {
+            let why =
+                "there are authorities for its certificate, but it does not say sslmode=require";
+            return Err(unusable(why.to_owned()));
+        }
+        let tls = tls::connector(encrypted, authorities)
+            .map_err(|why| unusable(format!("sslmode=require: {why}")))?;
         let more = config.get_options().map(|own| format!("{own} ")).unwrap_or_default();
         config.options(format!("{more}{SESSION}"));
         config.connect_timeout(CONNECT);
@@ -82,8 +98,11 @@ impl Database {
         let place: Arc<str> = place(&config).into();
         let pool = |connections| {
             let recycling_method = RecyclingMethod::Fast;
-            let manager =
-                Manager::from_config(config.clone(), NoTls, ManagerConfig { recycling_method });
+            let manager = Manager::from_config(
+                config.clone(),
+                tls.clone(),
+                ManagerConfig { recycling_method },
+            );
             Pool::builder(manager)
                 .max_size(connections)
                 .runtime(Runtime::Tokio1)
@@ -93,7 +112,7 @@ impl Database {
                 .map_err(|error| unusable(error.to_string()))
         };
         let (pool, lease) = (pool(POOL_CONNECTIONS)?, pool(1)?);
-        Ok(Self { config, pool, lease, place })
+        Ok(Self { config, tls, pool, lease, place })
     }
 
     /// Where it is, for people.
@@ -101,9 +120,15 @@ impl Database {
         &self.place
     }
 
-    /// How a connection of one's own is made.
-    pub(super) fn config(&self) -> &Config {
-        &self.config
+    /// Makes a connection of one's own; its second part drives the first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreachable`] if that takes longer than [`CONNECT`]; what PostgreSQL or the way
+    /// to it says.
+    pub(super) async fn connect(&self) -> Result<(Client, Driver), StoreError> {
+        let connected = tokio::time::timeout(CONNECT, self.config.connect(self.tls.clone())).await;
+        let connected = connected.map_err(|_elapsed| self.unreachable("no answer"))?;
+        connected.map_err(|error| self.means(&error))
     }
 
     pub(super) fn unusable(&self, why: String) -> StoreError {
@@ -242,18 +267,17 @@ mod tests {
 
     #[test]
     fn a_place_is_shown_without_its_password() {
-        let options = PostgresOptions { name: "s".to_owned() };
+        let options = PostgresOptions { name: "s".to_owned(), authorities: None };
         let database = |url: &str| Database::new(url, &options);
         let place = |url: &str| database(url).unwrap().place().to_owned();
         assert_eq!(place("postgres://me:secret@db.example:7/zex"), "postgres://db.example:7/zex");
+        assert_eq!(place("postgres://me:sec?ret@db:7/zex"), "postgres://db:7/zex");
         assert_eq!(place("postgres://me@%2Frun%2Fpg/zex"), "postgres:///run/pg/zex");
         for (url, want) in [
-            ("postgres://me:secret@db/zex?sslmode=require", "TLS"),
             ("postgres://me:secret@db:port/zex", "no URL of a database"),
             ("postgres://db:port/zex?password=secret", "no URL of a database"),
             ("host=db port=x password='a secret'", "no URL of a database"),
             ("host=db port=x password=secret://b", "no URL of a database"),
-            ("postgres://me:sec?ret@db/zex?sslmode=require", "TLS"),
         ] {
             let error = database(url).unwrap_err().to_string();
             assert!(error.contains(want) && !error.contains("secret"), "{error}");

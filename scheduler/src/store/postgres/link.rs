@@ -15,10 +15,10 @@ use futures_util::StreamExt as _;
 use futures_util::stream::poll_fn;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
-use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_postgres::AsyncMessage;
 
 use super::super::News;
-use super::connect::{ANSWER, CONNECT, Database};
+use super::connect::{ANSWER, Database};
 
 /// The channel of the database that all schedulers listen to.
 pub(super) const CHANNEL: &str = "zex";
@@ -97,11 +97,8 @@ async fn listen(
     news: &broadcast::Sender<News>,
     tell: &mut mpsc::Receiver<News>,
 ) -> Result<(), String> {
-    let words = |error: tokio_postgres::Error| super::connect::words(&error);
-    let (client, mut connection) = tokio::time::timeout(CONNECT, database.config().connect(NoTls))
-        .await
-        .map_err(|_elapsed| "no answer".to_owned())?
-        .map_err(words)?;
+    let connected = database.connect().await;
+    let (client, mut connection) = connected.map_err(|error| error.to_string())?;
     let (messages, mut heard) = mpsc::channel(NEWS_WAITING);
     let driver = tokio::spawn(async move {
         let mut stream = poll_fn(move |context| connection.poll_message(context));

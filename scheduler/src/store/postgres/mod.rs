@@ -15,7 +15,7 @@
 //! written in it while that one's row is fresh, by the clock of the database.
 //!
 //! Parts: this file (the store) · `connect` (reaching the database, what its errors mean) ·
-//! `schema` (tables, migrations) · `writer` (group commit) · `link` (news) · `statements`,
+//! `schema` (tables, migrations) · `writer` (group commit) · `link` (news) · `statements`, `tls`,
 //! `notes`, `shared` (what each operation does).
 
 mod connect;
@@ -24,6 +24,7 @@ mod notes;
 mod schema;
 mod shared;
 mod statements;
+mod tls;
 mod writer;
 
 #[cfg(test)]
@@ -51,6 +52,9 @@ use writer::Writer;
 pub struct PostgresOptions {
     /// How people call the scheduler: shown in the database's list of connections.
     pub name: String,
+    /// Authorities that may vouch for a database whose URL says `sslmode=require`, in PEM; those of
+    /// the system if there are none here.
+    pub authorities: Option<Vec<u8>>,
 }
 
 /// A store in a database. Clones are the same store, and the same scheduler to others.

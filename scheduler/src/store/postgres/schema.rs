@@ -87,13 +87,7 @@ CREATE INDEX letters_open ON zex.letters (run, number) WHERE answer IS NULL;
 
 /// Makes the tables, or brings them to this program's version.
 pub(super) async fn open(database: &Database) -> Result<(), StoreError> {
-    let (mut client, connection) = tokio::time::timeout(
-        super::connect::CONNECT,
-        database.config().connect(tokio_postgres::NoTls),
-    )
-    .await
-    .map_err(|_elapsed| database.unreachable("no answer"))?
-    .map_err(|error| database.means(&error))?;
+    let (mut client, connection) = database.connect().await?;
     let driver = tokio::spawn(connection);
     let opened = async {
         let transaction = client.transaction().await?;

@@ -11,7 +11,7 @@ use super::super::{NewState, SharedStore};
 use super::*;
 
 async fn connect(url: &str) -> PostgresStore {
-    let options = PostgresOptions { name: "test".to_owned() };
+    let options = PostgresOptions { name: "test".to_owned(), authorities: None };
     PostgresStore::connect(url, &options).await.unwrap()
 }
 
@@ -37,6 +37,43 @@ const OTHERS: Result<Claimed, StoreError> = Ok(Claimed::Others);
 
 fn ours(epoch: u64) -> Result<Claimed, StoreError> {
     Ok(Claimed::Ours { epoch })
+}
+
+#[tokio::test]
+async fn a_database_with_a_certificate_is_reached_and_one_of_somebody_else_is_not() {
+    let authority = |name: &str| {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap()
+    };
+    let (known, other) = (authority("ours"), authority("other"));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &known).unwrap();
+    let cluster = Cluster::with_tls(&certificate.pem(), &key.serialize_pem());
+    let url = cluster.encrypted();
+    let reach = async |url: &str, authority: Option<&rcgen::CertifiedIssuer<'_, _>>| {
+        let authorities = authority.map(|authority| authority.pem().into_bytes());
+        PostgresStore::connect(url, &PostgresOptions { name: "tls".to_owned(), authorities }).await
+    };
+    let store = reach(&url, Some(&known)).await.unwrap();
+    store.create(new_run("r1", 1)).await.unwrap();
+    assert_eq!(store.claim("r1".to_owned()).await, ours(1));
+    store.append(more("r1", 1, 2, &["one"])).await.unwrap();
+    assert_eq!(records(&store, "r1").await, 3);
+    let ssl = "SELECT count(*) > 1 AND bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity \
+               USING (pid) WHERE application_name = 'zex tls'";
+    assert_eq!(cluster.psql("postgres", ssl), "t", "all its connections, and there are some");
+    for (url, authority, want) in [
+        (url.clone(), Some(&other), "UnknownIssuer"),
+        (url.clone(), None, "UnknownIssuer"),
+        (url.replace("localhost", "127.0.0.1"), Some(&known), "NotValidForName"),
+        (url.replace("require", "prefer"), Some(&known), "does not say sslmode=require"),
+    ] {
+        let error = reach(&url, authority).await.unwrap_err().to_string();
+        assert!(error.contains(want), "{want}: {error}");
+    }
 }
 
 #[tokio::test]

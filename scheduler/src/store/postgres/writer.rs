@@ -16,7 +16,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Error, NoTls, Statement};
+use tokio_postgres::{Client, Error, Statement};
 
 use super::super::counts::{Counts, size};
 use super::super::{Append, News, StoreError};
@@ -235,8 +235,8 @@ impl Work {
 
 impl Line {
     async fn connect(database: &Database) -> Result<Self, StoreError> {
-        let connected = async {
-            let (client, connection) = database.config().connect(NoTls).await?;
+        let (client, connection) = database.connect().await?;
+        let prepared = async {
             let driver = tokio::spawn(connection);
             // The plan is made once, and is right for the tables as they grow.
             client
@@ -246,9 +246,9 @@ impl Line {
             let standing = client.prepare(STANDING).await?;
             Ok(Self { database: database.clone(), client, driver, append, standing })
         };
-        let connected = tokio::time::timeout(CONNECT, connected).await;
-        let connected = connected.map_err(|_elapsed| database.unreachable("no answer"))?;
-        connected.map_err(|error: Error| database.means(&error))
+        let prepared = tokio::time::timeout(CONNECT, prepared).await;
+        let prepared = prepared.map_err(|_elapsed| database.unreachable("no answer"))?;
+        prepared.map_err(|error: Error| database.means(&error))
     }
 
     /// Writes a batch and tells everybody. The runs, and whether the connection is of use.
