@@ -68,7 +68,7 @@ async fn a_database_with_a_certificate_is_reached_and_one_of_somebody_else_is_no
     for (url, authority, want) in [
         (url.clone(), Some(&other), "UnknownIssuer"),
         (url.clone(), None, "UnknownIssuer"),
-        (url.replace("localhost", "127.0.0.1"), Some(&known), "NotValidForName"),
+        (url.replace("localhost", "127.0.0.1"), Some(&known), "not valid for name"),
         (url.replace("require", "prefer"), Some(&known), "does not say sslmode=require"),
     ] {
         let error = reach(&url, authority).await.unwrap_err().to_string();
