@@ -54,7 +54,7 @@ impl Reader<'_> {
         let Some((last, _)) = page.last() else { return Ok(None) };
         self.after = *last;
         let mut pieces = Vec::new();
-        for (offset, body) in &page {
+        for (offset, body) in &page.records {
             let record = Record::decode(body).map_err(|error| {
                 let text = format!("record {offset} of {}: {error}", self.run);
                 Status::new(Code::DataLoss, text)

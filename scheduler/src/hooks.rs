@@ -82,7 +82,7 @@ async fn told(shared: &Arc<Shared>, note: Note) -> Result<(), Status> {
         let page = shared.store.read(query).await.map_err(broken)?;
         let Some((last, _)) = page.last() else { return Ok(()) };
         let mut ended = false;
-        for (offset, body) in &page {
+        for (offset, body) in &page.records {
             let Ok(Record::Run { at_ms, state, reason }) = Record::decode(body) else { continue };
             ended |= state.is_end();
             let event = json!({

@@ -178,7 +178,7 @@ pub(crate) async fn outputs(shared: &Arc<Shared>, id: &str) -> Result<Bytes, Sto
         let page = shared.store.read(query).await?;
         let Some((last, _)) = page.last() else { return Ok(found) };
         after = *last;
-        for (_, body) in &page {
+        for (_, body) in &page.records {
             if let Ok(Record::Outputs { body, .. }) = Record::decode(body) {
                 found = body;
             }

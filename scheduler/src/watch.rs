@@ -86,9 +86,7 @@ async fn send_written(
     loop {
         let query = ReadQuery { run: id.to_owned(), after, events: true, max_bytes: PAGE_BYTES };
         let page = shared.store.read(query).await.map_err(|error| store_status(&error))?;
-        if page.is_empty() {
-            return Ok((after, ended));
-        }
+        let is_last = page.is_last;
         for (offset, body) in page {
             let record = Record::decode(&body).map_err(|error| {
                 Status::new(Code::DataLoss, format!("record {offset} of {id}: {error}"))
@@ -98,6 +96,9 @@ async fn send_written(
                 replies.send(RunEvent::encode_to_vec(&event)).await?;
             }
             after = offset;
+        }
+        if is_last {
+            return Ok((after, ended));
         }
     }
 }

@@ -96,6 +96,34 @@ fn a_journal_is_read_as_it_was_written() {
         assert_eq!(read(&store, 0, false, 3).await, all[..2], "as many as fit");
         assert_eq!(read(&store, 2, false, 1).await, all[2..3], "a large one comes alone");
         assert_eq!(read(&store, 4, false, 1000).await, []);
+        let is_last = async |after, max_bytes| {
+            let run = "r1".to_owned();
+            let query = ReadQuery { run, after, events: false, max_bytes };
+            store.read(query).await.unwrap().is_last
+        };
+        for (after, max_bytes, want) in [
+            (0, 1000, true),
+            (0, 6, true),
+            (0, 5, false),
+            (2, 1, false),
+            (3, 1, true),
+            (4, 1, true),
+        ] {
+            assert_eq!(is_last(after, max_bytes).await, want, "{after} {max_bytes}");
+        }
+        // More than are looked at at once.
+        let many: Vec<&str> = std::iter::repeat_n("e", 100).collect();
+        store.append(more("r1", epoch, 4, &many)).await.unwrap();
+        let (mut after, mut is_last) = (4, false);
+        while !is_last {
+            let (run, max_bytes) = ("r1".to_owned(), 90);
+            let query = ReadQuery { run, after, events: false, max_bytes };
+            let page = store.read(query).await.unwrap();
+            assert!(page.len() <= 90 && page.first().is_none_or(|(first, _)| *first == after + 1));
+            after += page.len() as u64;
+            is_last = page.is_last;
+        }
+        assert_eq!(after, 104);
     });
 }
 
@@ -326,7 +354,7 @@ pub(super) async fn check_much(store: &SharedStore, epochs: Vec<u64>) {
         let page = again(|| store.read(query())).await.unwrap();
         let want: Vec<StoredRecord> =
             (3..=end).map(|seq| (seq, Bytes::from(text(run, seq)))).collect();
-        assert_eq!(page, want, "run {run}");
+        assert_eq!(page.records, want, "run {run}");
         let newer = claimed(store, &id).await;
         assert!(newer > epoch);
         let late = insist(store, more(&id, epoch, end, &["late"])).await;

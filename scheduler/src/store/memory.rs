@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures_util::future::{FutureExt as _, ready};
 
 use super::{
-    Append, Claimed, Created, DescriptorId, NOTES_MAX, NewRecord, NewRun, Note, NoteChange,
-    Pending, RUNS_LISTED_MAX, ReadQuery, RunsQuery, Store, StoreError, StoredRecord, StoredRun,
+    Append, Claimed, Created, DescriptorId, NOTES_MAX, NewRecord, NewRun, Note, NoteChange, Page,
+    Pending, RUNS_LISTED_MAX, ReadQuery, RunsQuery, Store, StoreError, StoredRun,
 };
 
 /// A store in memory. Clones are the same store.
@@ -112,19 +112,22 @@ impl Store for MemoryStore {
         })
     }
 
-    fn read(&self, query: ReadQuery) -> Pending<Vec<StoredRecord>> {
+    fn read(&self, query: ReadQuery) -> Pending<Page> {
         self.with(|kept| {
             let run = kept.run(&query.run)?;
             let mut bytes = 0;
             let skip = usize::try_from(query.after).unwrap_or(usize::MAX);
             let records = run.journal.iter().enumerate().skip(skip);
             let records = records.filter(|(_, (_, event))| *event || !query.events);
+            let mut is_last = true;
             let page = records.take_while(|(_, (body, _))| {
                 let first = bytes == 0;
                 bytes += body.len().max(1);
-                first || bytes <= query.max_bytes
+                is_last = first || bytes <= query.max_bytes;
+                is_last
             });
-            Ok(page.map(|(at, (body, _))| (at as u64 + 1, body.clone())).collect())
+            let records = page.map(|(at, (body, _))| (at as u64 + 1, body.clone())).collect();
+            Ok(Page { records, is_last })
         })
     }
 

@@ -275,6 +275,32 @@ pub struct Written {
 /// A record with its place in the journal, from 1.
 pub type StoredRecord = (u64, Bytes);
 
+/// Records of a journal in order, as [`Store::read`] gives them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// None behind the end of the journal.
+    pub records: Vec<StoredRecord>,
+    /// There was nothing behind them when they were read. Where it is not said there may be something.
+    pub is_last: bool,
+}
+
+impl std::ops::Deref for Page {
+    type Target = [StoredRecord];
+
+    fn deref(&self) -> &[StoredRecord] {
+        &self.records
+    }
+}
+
+impl IntoIterator for Page {
+    type Item = StoredRecord;
+    type IntoIter = std::vec::IntoIter<StoredRecord>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.records.into_iter()
+    }
+}
+
 /// Keeps runs, journals and descriptors. Reads see what was acknowledged before.
 pub trait Store: Send + Sync + 'static {
     /// Keeps a run with its first records.
@@ -285,8 +311,8 @@ pub trait Store: Send + Sync + 'static {
     fn claim(&self, run: String) -> Pending<Claimed>;
     /// Adds records to a journal.
     fn append(&self, append: Append) -> Pending<()>;
-    /// Reads records in order; an empty list is the end of what there is.
-    fn read(&self, query: ReadQuery) -> Pending<Vec<StoredRecord>>;
+    /// Reads records in order; none are the end of what there is.
+    fn read(&self, query: ReadQuery) -> Pending<Page>;
     /// A run by its id.
     fn run(&self, id: String) -> Pending<Option<StoredRun>>;
     /// Runs, the newest first; definitions and parameters are left out.

@@ -43,7 +43,7 @@ impl Store for Shaky {
     fn append(&self, append: Append) -> Pending<()> {
         self.write(|store| store.append(append))
     }
-    fn read(&self, query: ReadQuery) -> Pending<Vec<StoredRecord>> {
+    fn read(&self, query: ReadQuery) -> Pending<Page> {
         self.store.read(query)
     }
     fn run(&self, id: String) -> Pending<Option<StoredRun>> {

@@ -37,9 +37,7 @@ use crate::keys;
 use crate::letters::Ask;
 use crate::prepare::{LoadError, Prepared};
 use crate::scheduler::{COMMANDS_PER_RUN, Shared, now, stopped};
-use crate::store::{
-    Append, Claimed, Letter, NewRecord, NewState, ReadQuery, StoreError, StoredRecord,
-};
+use crate::store::{Append, Claimed, Letter, NewRecord, NewState, Page, ReadQuery, StoreError};
 use crate::subruns;
 use drive::Drive;
 
@@ -297,7 +295,7 @@ impl RunTask {
     }
 
     /// Records of the journal behind this place; none at its end.
-    async fn page(&self, after: u64) -> Result<Vec<StoredRecord>, StoreError> {
+    async fn page(&self, after: u64) -> Result<Page, StoreError> {
         let (run, max_bytes) = (self.id.clone(), REPLAY_PAGE_BYTES);
         self.shared.store.read(ReadQuery { run, after, events: false, max_bytes }).await
     }

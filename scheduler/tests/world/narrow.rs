@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 use zex_scheduler::store::{
-    Append, Claimed, Created, DescriptorId, MemoryStore, NewRun, Note, NoteChange, Pending,
-    ReadQuery, RunsQuery, Store, StoreError, StoredRecord, StoredRun,
+    Append, Claimed, Created, DescriptorId, MemoryStore, NewRun, Note, NoteChange, Page, Pending,
+    ReadQuery, RunsQuery, Store, StoreError, StoredRun,
 };
 
 /// A store in memory that can be full for a while.
@@ -59,7 +59,7 @@ impl Store for Narrow {
     fn append(&self, append: Append) -> Pending<()> {
         self.room(|store| store.append(append))
     }
-    fn read(&self, query: ReadQuery) -> Pending<Vec<StoredRecord>> {
+    fn read(&self, query: ReadQuery) -> Pending<Page> {
         let (events, page) = (query.events, self.store.read(query));
         let Some(late) = self.late.get().filter(|_| events).cloned() else { return page };
         self.readers.fetch_add(1, Ordering::SeqCst);

@@ -241,7 +241,7 @@ impl Runs {
                 let page = store.read(query).await.unwrap();
                 let Some((last, _)) = page.last() else { break };
                 after = *last;
-                for (_, body) in &page {
+                for (_, body) in &page.records {
                     if let Record::Step { step, state: StepState::Succeeded, .. } =
                         Record::decode(body).unwrap()
                     {

@@ -40,7 +40,7 @@ use tokio::sync::broadcast;
 use super::counts::{Counts, size};
 use super::{
     Append, Claimed, Created, DescriptorId, FreeRun, Letter, Member, NewRun, News, Note,
-    NoteChange, Pending, ReadQuery, Renewed, RunsQuery, Store, StoreError, StoredRecord, StoredRun,
+    NoteChange, Page, Pending, ReadQuery, Renewed, RunsQuery, Store, StoreError, StoredRun,
     Written,
 };
 use connect::{Database, Failure};
@@ -146,7 +146,7 @@ impl Store for PostgresStore {
         self.inner.counts.read()
     }
 
-    fn read(&self, query: ReadQuery) -> Pending<Vec<StoredRecord>> {
+    fn read(&self, query: ReadQuery) -> Pending<Page> {
         self.ask(move |client| statements::read(client, query).boxed())
     }
 

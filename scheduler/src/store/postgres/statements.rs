@@ -9,7 +9,7 @@ use tokio_postgres::types::ToSql;
 use zex_pipeline::state::RunState;
 
 use super::super::{
-    Created, DescriptorId, NewRun, RUNS_LISTED_MAX, ReadQuery, RunsQuery, StoreError, StoredRecord,
+    Created, DescriptorId, NewRun, Page, RUNS_LISTED_MAX, ReadQuery, RunsQuery, StoreError,
     StoredRun,
 };
 use super::connect::Failure;
@@ -89,12 +89,12 @@ pub(super) async fn by_key(
     Ok(found.first().map(|row| row.get(0)))
 }
 
-pub(super) async fn read(client: &Object, asked: ReadQuery) -> Result<Vec<StoredRecord>, Failure> {
+pub(super) async fn read(client: &Object, asked: ReadQuery) -> Result<Page, Failure> {
     let only = if asked.events { "AND event" } else { "" };
     let sql = format!(
-        "SELECT seq, body FROM (
+        "SELECT seq, body, looked_at FROM (
              SELECT seq, body, sum(octet_length(body)) OVER so_far AS bytes,
-                    row_number() OVER so_far AS place
+                    row_number() OVER so_far AS place, count(*) OVER () AS looked_at
              FROM (SELECT seq, body FROM zex.journal
                    WHERE run = (SELECT number FROM zex.runs WHERE id = $1) AND seq > $2 {only}
                    ORDER BY seq LIMIT $3) AS next
@@ -112,7 +112,12 @@ pub(super) async fn read(client: &Object, asked: ReadQuery) -> Result<Vec<Stored
         }
     }
     let record = |row: &Row| (unsigned(row.get(0)), Bytes::from(row.get::<_, Vec<u8>>(1)));
-    Ok(page.iter().map(record).collect())
+    // All that were looked at fit, and there were no more.
+    let is_last = page.first().is_none_or(|row| {
+        let looked_at: i64 = row.get(2);
+        looked_at == page.len() as i64 && looked_at < most
+    });
+    Ok(Page { records: page.iter().map(record).collect(), is_last })
 }
 
 /// What [`stored_run`] reads, without what a list leaves out.

@@ -28,8 +28,8 @@ use rusqlite::Connection;
 
 use super::counts::size;
 use super::{
-    Append, Claimed, Created, DescriptorId, NewRun, Note, NoteChange, Pending, ReadQuery,
-    RunsQuery, Store, StoreError, StoredRecord, StoredRun, Written,
+    Append, Claimed, Created, DescriptorId, NewRun, Note, NoteChange, Page, Pending, ReadQuery,
+    RunsQuery, Store, StoreError, StoredRun, Written,
 };
 use thread::{Queue, Want};
 
@@ -112,7 +112,7 @@ impl Store for SqliteStore {
         .boxed()
     }
 
-    fn read(&self, query: ReadQuery) -> Pending<Vec<StoredRecord>> {
+    fn read(&self, query: ReadQuery) -> Pending<Page> {
         self.ask(Want::Read, move |connection| statements::read(connection, &query))
     }
 

@@ -7,8 +7,8 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter
 use zex_pipeline::state::RunState;
 
 use super::super::{
-    Append, Claimed, Created, DescriptorId, NewRecord, NewRun, RUNS_LISTED_MAX, ReadQuery,
-    RunsQuery, StoreError, StoredRecord, StoredRun,
+    Append, Claimed, Created, DescriptorId, NewRecord, NewRun, Page, RUNS_LISTED_MAX, ReadQuery,
+    RunsQuery, StoreError, StoredRun,
 };
 use super::thread::Failure;
 
@@ -112,10 +112,7 @@ fn insert_records(
     Ok(())
 }
 
-pub(super) fn read(
-    connection: &Connection,
-    query: &ReadQuery,
-) -> Result<Vec<StoredRecord>, Failure> {
+pub(super) fn read(connection: &Connection, query: &ReadQuery) -> Result<Page, Failure> {
     let number: Option<i64> = connection
         .prepare_cached("SELECT number FROM runs WHERE id = ?1")?
         .query_row([&query.run], |row| row.get(0))
@@ -129,16 +126,16 @@ pub(super) fn read(
     };
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query(params![number, signed(query.after)])?;
-    let (mut page, mut bytes) = (Vec::new(), 0);
+    let (mut records, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
         let body: Vec<u8> = row.get(1)?;
         bytes += body.len();
-        if bytes > query.max_bytes && !page.is_empty() {
-            break;
+        if bytes > query.max_bytes && !records.is_empty() {
+            return Ok(Page { records, is_last: false });
         }
-        page.push((unsigned(row.get(0)?), Bytes::from(body)));
+        records.push((unsigned(row.get(0)?), Bytes::from(body)));
     }
-    Ok(page)
+    Ok(Page { records, is_last: true })
 }
 
 /// What [`stored_run`] reads, without what a list leaves out.
