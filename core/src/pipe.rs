@@ -20,7 +20,7 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use zex_spec::{
-    BEAT_INTERVAL_MS, BEATS_MISSED, BrokerBeat, BrokerId, Held, PeerId, ServiceHash, Steer,
+    Address, BEAT_INTERVAL_MS, BEATS_MISSED, BrokerBeat, BrokerId, Held, PeerId, ServiceHash, Steer,
 };
 
 use self::handed::Handed;
@@ -199,7 +199,21 @@ impl Pipe {
 
     /// An EZ worker has got the work of this address.
     pub fn ez_handed(&mut self, now: Time, worker: &Bytes, address: &[u8]) {
+        if let Some((owner, _)) = Address::assignment_of(address) {
+            self.gave_work(now, owner);
+        }
         self.handed.handed(now, worker, address);
+    }
+
+    /// A broker that was frozen may give work out before it beats again. The answer is to find its
+    /// way back: whoever stood in for it would answer the client, and the owner, who never hears of
+    /// that, would do it again.
+    fn gave_work(&mut self, now: Time, broker: BrokerId) {
+        let known = |id: &BrokerId| id.id() == broker.id();
+        if !self.brokers.keys().any(known) && self.brokers.len() < MAX_BROKERS {
+            // Nobody's home until it says that it is ready.
+            self.brokers.insert(broker, Broker { beat: now, ready: false });
+        }
     }
 
     /// It has answered it.
@@ -376,7 +390,7 @@ fn or_bounce(broker: Option<BrokerId>) -> Route {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zex_spec::Incarnation;
+    use zex_spec::{Dialect, Incarnation, ReturnPath};
 
     const READY: BrokerBeat = BrokerBeat { ready: true, goodbye: false };
     const DRAINING: BrokerBeat = BrokerBeat { ready: false, goodbye: false };
@@ -484,6 +498,33 @@ mod tests {
         pipe.tick(at_ms(1_501));
         assert_eq!(pipe.brokers().collect::<Vec<_>>(), [b]);
         assert_eq!(tellings(&mut pipe), [(client(1), a)]);
+    }
+
+    #[test]
+    fn who_gives_work_out_lives_and_has_the_answer() {
+        let (a, b) = (broker("a", 1), broker("b", 1));
+        let mut pipe = with_brokers(Side::Worker, &[a, b]);
+        pipe.failed(a);
+        let worker = Bytes::from_static(b"w");
+        assert_eq!(pipe.from_ez(Steer::Owner(a)), Route::Broker(b), "it stands in");
+        let address = |owner| {
+            let path =
+                ReturnPath { pipe: Incarnation(7), dialect: Dialect::Ez, peer: worker.clone() };
+            Address { owner, number: 1, path }.encode()
+        };
+        pipe.ez_handed(at_ms(1), &worker, &address(a));
+        assert_eq!(pipe.from_ez(Steer::Owner(a)), Route::Broker(a));
+        // What an earlier life gave out is not the later one's.
+        pipe.ez_handed(at_ms(1), &worker, &address(broker("b", 0)));
+        assert_eq!(pipe.brokers().collect::<BTreeSet<_>>(), BTreeSet::from([a, b]));
+        // It is to beat, as others are, and has no services until it does.
+        pipe.failed(b);
+        assert_eq!(pipe.from_ez(Steer::Owner(b)), Route::Bounce);
+        pipe.tick(at_ms(400));
+        pipe.tick(at_ms(800));
+        pipe.tick(at_ms(1_200));
+        pipe.tick(at_ms(1_600));
+        assert_eq!(pipe.brokers().count(), 0);
     }
 
     #[test]

@@ -15,12 +15,16 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use zex_client::{Client, Code, Status};
 use zex_pipeline::catalog::Catalog;
+use zex_spec::proto;
 
 use crate::scheduler::{Shared, stopped};
 use crate::store::{DescriptorId, SharedStore, StoreError};
 
 /// How often the mesh is asked which services it has.
 const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// It is not asked more often, however many want to know.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How old the descriptors of a service that stays may become: it may be replaced by a newer one
 /// without ever being away, and what is recorded then is to be checked against that one.
@@ -53,6 +57,8 @@ struct Served {
     /// When the mesh was asked.
     asked: Instant,
     names: BTreeSet<String>,
+    /// These, and those that have none.
+    all: BTreeSet<String>,
 }
 
 #[derive(Clone, Default)]
@@ -184,28 +190,48 @@ pub(crate) enum Asked {
 
 /// Follows the mesh until the scheduler stops.
 pub(crate) async fn follow(shared: Arc<Shared>) {
+    let mut stopping = shared.stopping();
+    tokio::select! {
+        () = look(&shared) => {}
+        // Beside it: who does not answer for his descriptors keeps nobody waiting.
+        () = learn(&shared) => {}
+        () = stopped(&mut stopping) => {}
+    }
+}
+
+/// Asks the mesh which services it has, for ever.
+async fn look(shared: &Shared) {
     let mut tick = tokio::time::interval(ASK_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut asked = BTreeMap::<String, Instant>::new();
-    let mut stopping = shared.stopping();
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             () = shared.known.wanted.notified() => {}
-            () = stopped(&mut stopping) => return,
         }
-        let asked_at = Instant::now();
-        let services = match shared.client.mesh().served().await {
-            Ok(list) => list.services,
-            Err(status) => {
-                tracing::debug!(%status, "the mesh does not say which services it has");
-                continue;
+        let asked = Instant::now();
+        match shared.client.mesh().served().await {
+            Ok(list) => {
+                let named = |list: &mut dyn Iterator<Item = &proto::ServiceInfo>| {
+                    list.map(|service| service.name.clone()).collect()
+                };
+                let names = named(&mut list.services.iter().filter(|it| it.workers > 0));
+                let all = named(&mut list.services.iter());
+                shared.known.served.send_replace(Some(Served { asked, names, all }));
             }
-        };
-        let live = services.iter().filter(|service| service.workers > 0);
-        let live = live.map(|service| service.name.clone()).collect();
-        shared.known.served.send_replace(Some(Served { asked: asked_at, names: live }));
-        let names: BTreeSet<String> = services.into_iter().map(|service| service.name).collect();
+            Err(status) => tracing::debug!(%status, "the mesh does not say which services it has"),
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// Asks services for their descriptors, for ever.
+async fn learn(shared: &Shared) {
+    let mut asked = BTreeMap::<String, Instant>::new();
+    let mut served = shared.known.served.subscribe();
+    // The sender lives as long as the scheduler.
+    while served.changed().await.is_ok() {
+        let names =
+            served.borrow_and_update().as_ref().map(|it| it.all.clone()).unwrap_or_default();
         // One that was away is asked again when it is back: it may be another version.
         asked.retain(|name, _| names.contains(name));
         let mut wanted: Vec<String> = names
@@ -215,12 +241,9 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
             .filter(|name| !name.contains('@'))
             .collect();
         wanted.extend(stale(&asked));
-        let ask = |name: String| {
-            let shared = &shared;
-            async move {
-                let answer = shared.known.ask(&shared.store, &shared.client, &name).await;
-                (name, answer)
-            }
+        let ask = |name: String| async move {
+            let answer = shared.known.ask(&shared.store, &shared.client, &name).await;
+            (name, answer)
         };
         let answers: Vec<_> =
             stream::iter(wanted).map(ask).buffer_unordered(ASK_AT_ONCE).collect().await;

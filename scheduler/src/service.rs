@@ -400,9 +400,16 @@ async fn change(shared: &Arc<Shared>, id: &str, command: Change) -> Result<proto
         Some(Err(Refused::State(why))) => return Err(Status::new(Code::FailedPrecondition, why)),
         Some(Err(Refused::Stalled(why))) => return Err(Status::new(Code::Unavailable, why)),
         // No task, no answer: the run has ended, which is all that a cancel wants.
-        None if cancel => {}
         None => {
             let view = view(shared, id).await?.1;
+            if view.ended_ms == 0 {
+                let text =
+                    format!("run {id} did not answer: {}; look at it, and try again", view.stalled);
+                return Err(Status::new(Code::Unavailable, text));
+            }
+            if cancel {
+                return Ok(view);
+            }
             let state = view.state().as_str_name().trim_start_matches("RUN_STATE_").to_lowercase();
             let text = format!("run {id} has ended, it is {state}");
             return Err(Status::new(Code::FailedPrecondition, text));

@@ -68,6 +68,10 @@ async fn who_watches_a_run_as_it_ends_is_told_its_end() {
     let (store, gate) = (Arc::new(Narrow::default()), Arc::new(Semaphore::new(0)));
     let scheduler = world.scheduler(Arc::clone(&store) as SharedStore).await;
     let run = world.run("{name: waits, steps: [{id: word, wait: {signal: go}}]}", "").await;
+    until("the step waits", || async {
+        world.show(&run).await.steps[0].state() == proto::StepState::Running
+    })
+    .await;
     let history =
         proto::WatchRunRequest { run_id: run.clone(), history: true, ..Default::default() };
     let so_far = world.watch_as(history).await;

@@ -193,7 +193,7 @@ async fn a_run_that_cannot_be_loaded_can_be_cancelled() {
     until("both are forgotten", || async { scheduler.live_runs() == 0 }).await;
 }
 
-/// It is listed, the scheduler goes on, and so does the run when the bug is gone.
+/// It is listed, the scheduler goes on, and who insists ends it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_brings_out_a_bug_is_stalled_alone() {
     let world = World::start().await;
@@ -206,8 +206,14 @@ async fn a_run_that_brings_out_a_bug_is_stalled_alone() {
     })
     .await;
     store.panics.store(false, Ordering::SeqCst);
-    let view = world.ended(&run).await;
-    assert_eq!((view.state(), view.stalled.as_str()), (proto::RunState::Succeeded, ""));
+    let cancel =
+        |force| proto::CancelRunRequest { run_id: run.clone(), reason: "enough".into(), force };
+    let refused = world.ask::<proto::RunView>("Cancel", &cancel(false)).await.unwrap_err();
+    assert_eq!(refused.code, Code::Unavailable, "{refused}");
+    let view: proto::RunView = world.ask("Cancel", &cancel(true)).await.unwrap();
+    assert_eq!((view.state(), view.reason.as_str()), (proto::RunState::Cancelled, "enough"));
+    let other = world.run(ASSIGN, r#"{"count": 3}"#).await;
+    assert_eq!(world.ended(&other).await.state(), proto::RunState::Succeeded);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

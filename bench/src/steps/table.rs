@@ -69,7 +69,8 @@ impl Results {
     fn disk_table(&self, kinds: &[Kind]) -> String {
         let mut text = "\nThe same disk alone with group commits as large as those of Zex, in the \
                         same round: bytes appended to a file and synced (fdatasync), and as many \
-                        rows committed by SQLite (WAL, synchronous=FULL). × is the share of that \
+                        rows committed by SQLite (WAL, synchronous=FULL). Of PostgreSQL appends and new runs \
+                        are counted, not claims. × is the share of that \
                         rate that Zex reached.\n\n\
                         |  | in flight | steps a commit | bytes a commit | commits a second | \
                         append + sync | × | SQLite | × |\n\

@@ -118,6 +118,8 @@ pub(super) fn measure(
     // What is on its way at the end is too little to matter.
     let steps = taken.load(Ordering::Relaxed);
     drop(workers);
+    // The disk is to be alone.
+    drop(database);
     runtime.shutdown_background();
     anyhow::ensure!(steps > 0 && written.commits > 0, "nothing was done");
     let of_one = |count: u64| count as f64 / written.commits as f64;

@@ -264,7 +264,7 @@ pub struct NoteChange {
 /// What a store has written since it was opened: how well appends share commits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Written {
-    /// Commits that were waited for.
+    /// Commits of journals that were waited for: of a file those that something else shared, too.
     pub commits: u64,
     /// Records of journals.
     pub records: u64,

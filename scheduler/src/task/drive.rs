@@ -240,7 +240,7 @@ impl<'a> Drive<'a> {
     fn leave(mut self, left: Left) -> Left {
         let answer = match &left {
             Left::Over => Ok(()),
-            Left::Evicted(why) | Left::Unloadable(why) => Err(format!("the run is stalled: {why}")),
+            Left::Evicted(why) | Left::Stuck(why, _) => Err(format!("the run is stalled: {why}")),
             Left::Stopping | Left::Others => {
                 // Whoever drives it from here on makes the same calls, and wants their answers.
                 self.calls.leave();

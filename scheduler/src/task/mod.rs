@@ -34,7 +34,7 @@ use zex_pipeline::state::RunState;
 
 use crate::handle::{Command, Refused, view};
 use crate::keys;
-use crate::letters::Ask;
+use crate::letters::{Ask, Reply};
 use crate::prepare::{LoadError, Prepared};
 use crate::scheduler::{COMMANDS_PER_RUN, Shared, now, stopped};
 use crate::store::{Append, Claimed, Letter, NewRecord, NewState, Page, ReadQuery, StoreError};
@@ -43,6 +43,9 @@ use drive::Drive;
 
 /// The wait before a run is loaded again the first time.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
+
+/// The wait when a run has brought out a bug: its calls go out again when it is loaded.
+const AGAIN_AFTER_A_BUG: Duration = Duration::from_secs(60);
 
 /// The longest such wait: a store that was away comes back by itself.
 const AGAIN_LONGEST: Duration = Duration::from_secs(5);
@@ -72,10 +75,27 @@ enum Left {
     Others,
     /// It has to be loaded again.
     Evicted(String),
-    /// It cannot be loaded, for a reason that is its own and not the store's.
-    Unloadable(String),
+    /// It cannot go on, for a reason that is its own and not the store's; what may end it as it is.
+    Stuck(String, Cut),
     /// The scheduler stops.
     Stopping,
+}
+
+/// Which cancel ends a run that is not loaded, as it is: nothing is undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// None: it will be loaded.
+    Never,
+    /// One by force.
+    ByForce,
+    /// Any: it will never be loaded.
+    ByAnyCancel,
+}
+
+impl Cut {
+    fn is_by(self, force: bool) -> bool {
+        self == Self::ByAnyCancel || self == Self::ByForce && force
+    }
 }
 
 impl RunTask {
@@ -83,36 +103,36 @@ impl RunTask {
     pub(crate) async fn run(mut self, mut prepared: Option<Prepared>) {
         let mut wait = AGAIN_FIRST;
         loop {
-            let since = tokio::time::Instant::now();
-            // A bug that one run brings out is that run's: it stalls, and can be cancelled.
+            // A bug that one run brings out is that run's: it stalls.
             let tried = AssertUnwindSafe(self.attempt(prepared.take())).catch_unwind().await;
             let (driven, left) = tried.unwrap_or_else(|_| {
-                let why = "a panic, which is a bug of the scheduler; its log says where";
-                (false, Left::Unloadable(why.to_owned()))
+                wait = AGAIN_AFTER_A_BUG;
+                let why = "a panic, which is a bug of the scheduler, and its log says where; \
+                           `zex pipeline cancel --force` ends the run as it is";
+                (Duration::ZERO, Left::Stuck(why.to_owned(), Cut::ByForce))
             });
-            if driven && since.elapsed() > AGAIN_LONGEST {
+            if driven > AGAIN_LONGEST {
                 wait = AGAIN_FIRST;
             }
-            let unloadable = matches!(left, Left::Unloadable(_));
-            match left {
+            let (why, cut) = match left {
                 Left::Over => break,
                 Left::Stopping => return,
                 // Whose it is, a claim says: the last one may have been made without our knowing.
-                Left::Others if driven && !self.shared.alone => {}
+                Left::Others if driven > Duration::ZERO && !self.shared.alone => continue,
                 Left::Others => {
                     tracing::info!(run = self.id, "another scheduler has the run");
                     self.shared.forget(&self.id);
                     return;
                 }
-                Left::Evicted(why) | Left::Unloadable(why) => {
-                    tracing::warn!(run = self.id, why, "the run is stalled");
-                    self.stall(&why);
-                    match self.wait(wait, &why, unloadable).await {
-                        Waited::Enough => wait = (wait * 2).min(AGAIN_LONGEST),
-                        Waited::Cancelled => break,
-                        Waited::Stopping => return,
-                    }
-                }
+                Left::Evicted(why) => (why, Cut::Never),
+                Left::Stuck(why, cut) => (why, cut),
+            };
+            tracing::warn!(run = self.id, why, "the run is stalled");
+            self.stall(&why);
+            match self.wait(wait, &why, cut).await {
+                Waited::Enough => wait = (wait * 2).min(AGAIN_LONGEST),
+                Waited::Cancelled => break,
+                Waited::Stopping => return,
             }
         }
         self.shared.forget(&self.id);
@@ -121,22 +141,24 @@ impl RunTask {
         }
     }
 
-    /// Loads the run and drives it. Whether it was driven, and why that ended.
-    async fn attempt(&mut self, prepared: Option<Prepared>) -> (bool, Left) {
+    /// Loads the run and drives it. How long it was driven, and why that ended.
+    async fn attempt(&mut self, prepared: Option<Prepared>) -> (Duration, Left) {
         let left = match self.load(prepared).await {
             Ok(Loaded::Run(run, epoch, bytes)) => {
                 self.stall("");
                 if subruns::is_orphan(&self.shared, &self.begin).await {
                     self.disown();
                 }
-                return (true, Drive::new(self, *run, epoch, bytes).run().await);
+                let since = tokio::time::Instant::now();
+                let left = Drive::new(self, *run, epoch, bytes).run().await;
+                return (since.elapsed().max(Duration::from_nanos(1)), left);
             }
             Ok(Loaded::Ended) => Left::Over,
             Ok(Loaded::Others) => Left::Others,
             Err(LoadError::Store(error)) => Left::Evicted(error.to_string()),
-            Err(LoadError::Broken(why)) => Left::Unloadable(why),
+            Err(LoadError::Broken(why)) => Left::Stuck(why, Cut::ByAnyCancel),
         };
-        (false, left)
+        (Duration::ZERO, left)
     }
 
     fn stall(&self, why: &str) {
@@ -157,9 +179,9 @@ impl RunTask {
     }
 
     /// Waits before the run is loaded again.
-    async fn wait(&mut self, wait: Duration, why: &str, unloadable: bool) -> Waited {
+    async fn wait(&mut self, wait: Duration, why: &str, cut: Cut) -> Waited {
         let mut until = pin!(tokio::time::sleep(wait));
-        if unloadable && self.read_letters().await {
+        if self.read_letters(cut).await {
             return Waited::Cancelled;
         }
         loop {
@@ -173,13 +195,13 @@ impl RunTask {
             };
             let (change, answer) = match command {
                 Command::Change(change, answer) => (change, answer),
-                Command::Letters if unloadable && self.read_letters().await => {
+                Command::Letters if self.read_letters(cut).await => {
                     return Waited::Cancelled;
                 }
                 _ => continue,
             };
             let changed = match change {
-                Change::Cancel { reason, .. } if unloadable => {
+                Change::Cancel { reason, force } if cut.is_by(force) => {
                     self.cancel_unloaded(reason, None).await.map_err(|error| error.to_string())
                 }
                 _ => Err(why.to_owned()),
@@ -197,19 +219,27 @@ impl RunTask {
 
     /// Cancels a run that cannot be loaded, if a letter asks for it. Whether it was cancelled. Other
     /// letters are left: another scheduler may have the run, or know it, and do what they ask for.
-    async fn read_letters(&self) -> bool {
+    async fn read_letters(&self, cut: Cut) -> bool {
         let store = Arc::clone(&self.shared.store);
-        if self.shared.alone {
+        if self.shared.alone || cut == Cut::Never {
             return false;
         }
         // What cannot be read or done now is looked at the next time.
         for Letter { number, body } in store.letters(self.id.clone()).await.unwrap_or_default() {
-            let Ok(Ask::Change(Change::Cancel { reason, .. })) = Ask::decode(&body) else {
+            let Ok(Ask::Change(Change::Cancel { reason, force })) = Ask::decode(&body) else {
                 continue;
             };
+            if !cut.is_by(force) {
+                continue;
+            }
             if let Err(error) = self.cancel_unloaded(reason, Some(number)).await {
                 tracing::debug!(number, %error, "the run is not cancelled");
                 return false;
+            }
+            // It is answered by that, too; who asks hears of it at once.
+            let told = store.answer_letter(number, Reply::Done.encode()).await;
+            if let Err(error) = told {
+                tracing::debug!(number, %error, "a letter is not answered");
             }
             return true;
         }

@@ -119,7 +119,10 @@ impl Cluster {
 
     /// Where its database `postgres` is found by TLS.
     pub fn encrypted(&self) -> String {
-        format!("postgres://{USER}@localhost:{}/postgres?sslmode=require", self.port())
+        format!(
+            "postgres://{USER}@localhost:{}/postgres?sslmode=require&hostaddr=127.0.0.1",
+            self.port()
+        )
     }
 
     fn port(&self) -> u16 {
@@ -150,7 +153,9 @@ impl Cluster {
         }
         let file = data.join("postgresql.conf");
         fs::write(&file, fs::read_to_string(&file).unwrap() + &settings).unwrap();
-        let keeper = if lent { "cat >/dev/null" } else { KEEPER };
+        // Whose directory it is removes it.
+        let kept = KEEPER.rsplit_once('\n').map_or(KEEPER, |(ends, _removes)| ends);
+        let keeper = if lent { kept } else { KEEPER };
         let mut keeper = Command::new("setsid")
             .args(["sh", "-c", keeper, "sh"])
             .arg(&directory)

@@ -75,6 +75,8 @@ impl Database {
     /// Reads a URL. Nothing is reached yet.
     pub(super) fn new(url: &str, options: &PostgresOptions) -> Result<Self, StoreError> {
         let unusable = |why: String| StoreError::Unusable { path: GIVEN.to_owned(), why };
+        // The same here, where the name is checked in either case; and the only word that is known.
+        let url = url.replace("sslmode=verify-full", "sslmode=require");
         let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| {
             unusable(format!("it is no URL of a database: {}", words(&error)))
         })?;
@@ -183,6 +185,7 @@ impl Database {
         let Some(code) = error.code() else {
             // Not the server's: the connection is gone, or never was.
             return match error.is_closed() || lost(error) {
+                _ if tls::refused(error) => self.unusable(said),
                 true => self.unreachable(&said),
                 false => StoreError::Broken(format!("{}: {said}", self.place)),
             };

@@ -71,9 +71,18 @@ async fn a_database_with_a_certificate_is_reached_and_one_of_somebody_else_is_no
         (url.replace("localhost", "127.0.0.1"), Some(&known), "not valid for name"),
         (url.replace("require", "prefer"), Some(&known), "does not say sslmode=require"),
     ] {
-        let error = reach(&url, authority).await.unwrap_err().to_string();
-        assert!(error.contains(want), "{want}: {error}");
+        let error = reach(&url, authority).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unusable { .. }), "{error:?}");
+        assert!(error.to_string().contains(want), "{want}: {error}");
     }
+    reach(&url.replace("require", "verify-full"), Some(&known)).await.unwrap();
+    // One that has no certificate.
+    let plain = format!("{}?sslmode=require", Cluster::shared().database());
+    let error = reach(&plain, Some(&known)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unusable { .. }), "{error:?}");
+    let none = PostgresOptions { name: "tls".to_owned(), authorities: Some(b"no PEM".to_vec()) };
+    let error = PostgresStore::connect(&url, &none).await.unwrap_err().to_string();
+    assert!(error.contains("there is no certificate of an authority in the file"), "{error}");
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! TLS to the database: for a URL that says `sslmode=require`, and then with its certificate and its
 //! name checked, which is more than `libpq` does for that word.
 
+use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
@@ -26,9 +28,14 @@ pub(super) fn connector(
         };
         roots.add_parsable_certificates(certificates);
         if roots.is_empty() {
-            return Err("there are no authorities who could vouch for the database; \
-                        --store-ca names a file of them"
-                .to_owned());
+            let why = match authorities {
+                Some(_) => "there is no certificate of an authority in the file, as PEM",
+                None => {
+                    "the system has no authorities who could vouch for the database; --store-ca \
+                     names a file of them"
+                }
+            };
+            return Err(why.to_owned());
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -38,4 +45,18 @@ pub(super) fn connector(
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(MakeRustlsConnect::new(config))
+}
+
+/// Whether a connection came to nothing because the two do not agree, and not because it broke.
+pub(super) fn refused(error: &tokio_postgres::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(broken) = error.downcast_ref::<io::Error>() {
+            // What rustls says is in it, and is no source of it.
+            return broken.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+        }
+        cause = error.source();
+    }
+    // There is no TLS at the other end, or no name that could be checked.
+    error.to_string().contains("TLS handshake")
 }
