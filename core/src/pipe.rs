@@ -207,7 +207,7 @@ impl Pipe {
 
     /// A broker that was frozen may give work out before it beats again. The answer is to find its
     /// way back: whoever stood in for it would answer the client, and the owner, who never hears of
-    /// that, would do it again.
+    /// that, would call it lost and answer it once more.
     fn gave_work(&mut self, now: Time, broker: BrokerId) {
         let known = |id: &BrokerId| id.id() == broker.id();
         if !self.brokers.keys().any(known) && self.brokers.len() < MAX_BROKERS {

@@ -193,7 +193,7 @@ pub(crate) async fn follow(shared: Arc<Shared>) {
     let mut stopping = shared.stopping();
     tokio::select! {
         () = look(&shared) => {}
-        // Beside it: who does not answer for his descriptors keeps nobody waiting.
+        // Beside it: who does not answer for his descriptors keeps nobody waiting who waits for services.
         () = learn(&shared) => {}
         () = stopped(&mut stopping) => {}
     }
@@ -247,8 +247,12 @@ async fn learn(shared: &Shared) {
         };
         let answers: Vec<_> =
             stream::iter(wanted).map(ask).buffer_unordered(ASK_AT_ONCE).collect().await;
-        let answered = answers.into_iter().filter(|(_, answer)| *answer == Asked::Answered);
-        asked.extend(answered.map(|(name, _)| (name, Instant::now())));
+        for (name, answer) in answers {
+            // One that was known and is silent has its turn behind the others.
+            if answer == Asked::Answered || asked.contains_key(&name) {
+                asked.insert(name, Instant::now());
+            }
+        }
     }
 }
 

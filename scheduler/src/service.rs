@@ -1,7 +1,7 @@
 //! `zex.Pipelines`, served to the mesh as any worker serves.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use prost::Message;
@@ -391,6 +391,15 @@ async fn change(shared: &Arc<Shared>, id: &str, command: Change) -> Result<proto
         if run.commands.send(Command::Change(command.clone(), answer)).await.is_ok() {
             told = done.await.ok();
         }
+        if let Some(run) = shared.live(id).filter(|_| told.is_none()) {
+            let stalled = run.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if !stalled.is_empty() {
+                // It was in hand as the run stalled. Asked for again, it may stall the run again.
+                let text =
+                    format!("whether run {id} has done it is not known, it is stalled: {stalled}");
+                return Err(Status::new(Code::Unavailable, text));
+            }
+        }
     }
     if told.is_none() {
         told = tell_owner(shared, id, command).await?;
@@ -403,8 +412,7 @@ async fn change(shared: &Arc<Shared>, id: &str, command: Change) -> Result<proto
         None => {
             let view = view(shared, id).await?.1;
             if view.ended_ms == 0 {
-                let text =
-                    format!("run {id} did not answer: {}; look at it, and try again", view.stalled);
+                let text = format!("run {id} did not answer; look at it, and try again");
                 return Err(Status::new(Code::Unavailable, text));
             }
             if cancel {

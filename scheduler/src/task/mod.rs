@@ -47,7 +47,7 @@ const AGAIN_FIRST: Duration = Duration::from_secs(1);
 /// The wait when a run has brought out a bug: its calls go out again when it is loaded.
 const AGAIN_AFTER_A_BUG: Duration = Duration::from_secs(60);
 
-/// The longest such wait: a store that was away comes back by itself.
+/// The longest wait otherwise: a store that was away comes back by itself.
 const AGAIN_LONGEST: Duration = Duration::from_secs(5);
 
 /// Bytes of journal that are read at once when a run is loaded.
@@ -125,7 +125,15 @@ impl RunTask {
                     return;
                 }
                 Left::Evicted(why) => (why, Cut::Never),
-                Left::Stuck(why, cut) => (why, cut),
+                Left::Stuck(why, cut) => {
+                    let orphan =
+                        cut == Cut::ByForce && subruns::is_orphan(&self.shared, &self.begin).await;
+                    let gone = || "the run of which it is a part has ended".to_owned();
+                    if orphan && self.cancel_unloaded(gone(), None).await.is_ok() {
+                        break;
+                    }
+                    (why, cut)
+                }
             };
             tracing::warn!(run = self.id, why, "the run is stalled");
             self.stall(&why);
@@ -217,8 +225,9 @@ impl RunTask {
         }
     }
 
-    /// Cancels a run that cannot be loaded, if a letter asks for it. Whether it was cancelled. Other
-    /// letters are left: another scheduler may have the run, or know it, and do what they ask for.
+    /// Cancels a run that cannot go on, if a letter asks for it. Whether it was cancelled. Other letters
+    /// are left, save that one about a run that is stuck is told so: another scheduler may have the
+    /// run, or know it, and do what they ask for.
     async fn read_letters(&self, cut: Cut) -> bool {
         let store = Arc::clone(&self.shared.store);
         if self.shared.alone || cut == Cut::Never {
@@ -226,28 +235,33 @@ impl RunTask {
         }
         // What cannot be read or done now is looked at the next time.
         for Letter { number, body } in store.letters(self.id.clone()).await.unwrap_or_default() {
-            let Ok(Ask::Change(Change::Cancel { reason, force })) = Ask::decode(&body) else {
-                continue;
+            let reply = match Ask::decode(&body) {
+                Ok(Ask::Change(Change::Cancel { reason, force })) if cut.is_by(force) => {
+                    if let Err(error) = self.cancel_unloaded(reason, Some(number)).await {
+                        tracing::debug!(number, %error, "the run is not cancelled");
+                        return false;
+                    }
+                    Reply::Done
+                }
+                Ok(Ask::View | Ask::Change(Change::Cancel { .. })) if cut == Cut::ByForce => {
+                    Reply::Stalled(self.stalled())
+                }
+                _ => continue,
             };
-            if !cut.is_by(force) {
-                continue;
-            }
-            if let Err(error) = self.cancel_unloaded(reason, Some(number)).await {
-                tracing::debug!(number, %error, "the run is not cancelled");
-                return false;
-            }
-            // It is answered by that, too; who asks hears of it at once.
-            let told = store.answer_letter(number, Reply::Done.encode()).await;
-            if let Err(error) = told {
+            // A cancel is answered by the record, too; who asks hears of this at once.
+            if let Err(error) = store.answer_letter(number, reply.encode()).await {
                 tracing::debug!(number, %error, "a letter is not answered");
             }
-            return true;
+            if matches!(reply, Reply::Done) {
+                return true;
+            }
         }
         false
     }
 
-    /// Writes down that a run is cancelled which nobody can load: it has nothing in flight, and
-    /// would be listed as stalled for ever. A letter that asked for it is answered by that.
+    /// Writes down that a run is cancelled which cannot go on, and would be listed as stalled for ever.
+    /// Nothing is undone, and runs that are parts of it end by themselves. A letter that asked for
+    /// it is answered by that.
     async fn cancel_unloaded(&self, reason: String, letter: Option<u64>) -> Result<(), StoreError> {
         let store = &self.shared.store;
         let Claimed::Ours { epoch } = store.claim(self.id.clone()).await? else {

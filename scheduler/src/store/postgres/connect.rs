@@ -75,7 +75,7 @@ impl Database {
     /// Reads a URL. Nothing is reached yet.
     pub(super) fn new(url: &str, options: &PostgresOptions) -> Result<Self, StoreError> {
         let unusable = |why: String| StoreError::Unusable { path: GIVEN.to_owned(), why };
-        // The same here, where the name is checked in either case; and the only word that is known.
+        // The same here, where the name is checked in either case, and a word that is not known.
         let url = url.replace("sslmode=verify-full", "sslmode=require");
         let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| {
             unusable(format!("it is no URL of a database: {}", words(&error)))

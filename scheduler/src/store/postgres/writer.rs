@@ -142,6 +142,11 @@ impl Work {
                 Ok(line) => self.serve(&line).await,
                 // Each asks again when it likes.
                 Err(error) => {
+                    // It was of use before, and may be again: what is known is kept until then.
+                    let error = match error {
+                        StoreError::Unusable { why, .. } => self.database.unreachable(&why),
+                        error => error,
+                    };
                     self.gather();
                     for wanted in self.held.drain(..) {
                         let _gone = wanted.told.send(Err(error.clone())).is_err();
