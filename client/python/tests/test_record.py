@@ -41,6 +41,15 @@ def nowhere():
         yield nowhere
 
 
+def test_the_ports_of_a_mesh_may_be_said_in_one_number(monkeypatch):
+    for name in ("ZEX_IN_PIPE", "ZEX_IN_PIPE_HOST", "ZEX_GATEWAY_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ZEX_PORT_BASE", "21000")
+    with zex.connect() as mesh:
+        assert list(mesh.client._endpoints) == ["tcp://127.0.0.1:21000"]
+        assert mesh._gateway == "127.0.0.1:21006"
+
+
 # ── the same, live and recorded ─────────────────────────────────────────────────────────────
 
 

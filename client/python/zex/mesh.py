@@ -25,14 +25,23 @@ from .recorder import ACTIVE, Recording, any_recording, holds_marks
 from .reflection import Reflection
 
 
+#: The gateway's port above the first one of a mesh's ports in a row.
+_GATEWAY_ABOVE = 6
+
+
 def connect(in_pipes: Optional[Endpoints] = None, gateway: Optional[str] = None) -> "Mesh":
     """The mesh at these in pipes and this gateway (`host:port`).
 
     Else those of the environment, as the programs of the mesh have them: ZEX_IN_PIPE, or
-    ZEX_IN_PIPE_HOST and ZEX_IN_PIPE_PORT; ZEX_GATEWAY_HOST and ZEX_GATEWAY_PORT. Else those of
-    `zex up` on this machine.
+    ZEX_IN_PIPE_HOST and ZEX_IN_PIPE_PORT; ZEX_GATEWAY_HOST and ZEX_GATEWAY_PORT; or both ports by
+    ZEX_PORT_BASE. Else those of `zex up` on this machine.
     """
-    variable = os.environ.get
+    environment = dict(os.environ)
+    base = environment.get("ZEX_PORT_BASE", "")
+    if base.isdecimal() and base != "0":
+        environment["ZEX_IN_PIPE_PORT"] = base
+        environment["ZEX_GATEWAY_PORT"] = str(int(base) + _GATEWAY_ABOVE)
+    variable = environment.get
     if in_pipes is None:
         hosts, port = (
             variable("ZEX_IN_PIPE_HOST", "127.0.0.1"),

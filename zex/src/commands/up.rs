@@ -78,6 +78,19 @@ async fn live(mesh: &Mesh, gateway: &Gateway, data: &str, json: bool) -> anyhow:
     mesh.live().await
 }
 
+/// The option that says where a pipe is, if it is not where it is looked for.
+fn option(mesh: &Mesh, pipe: &str) -> String {
+    let usual = match pipe {
+        "in_pipe" => ":9000",
+        _ => ":9004",
+    };
+    let endpoint = mesh.endpoints().into_iter().find(|(name, _)| *name == pipe);
+    let elsewhere = endpoint.filter(|(_, endpoint)| !endpoint.ends_with(usual));
+    elsewhere.map_or_else(String::new, |(name, endpoint)| {
+        format!(" --{} {endpoint}", name.replace('_', "-"))
+    })
+}
+
 fn say_ready(mesh: &Mesh, gateway: &Gateway, data: &str, json: bool) -> anyhow::Result<()> {
     let brokers = mesh.broker_names();
     if json {
@@ -100,8 +113,10 @@ fn say_ready(mesh: &Mesh, gateway: &Gateway, data: &str, json: bool) -> anyhow::
         output::line(&format!("  {:<20} {endpoint}", name.replace('_', "-")))?;
     }
     output::line(&format!("  {:<20} {}", "gateway (gRPC)", gateway.address()))?;
-    output::line(
-        "attach a gRPC service with `zex adapter http://host:port`, see it with `zex services`",
-    )?;
+    let (worker_pipe, in_pipe) = (option(mesh, "worker_pipe"), option(mesh, "in_pipe"));
+    output::line(&format!(
+        "attach a gRPC service with `zex adapter http://host:port{worker_pipe}`, see it with `zex \
+         services{in_pipe}`"
+    ))?;
     Ok(())
 }

@@ -29,7 +29,7 @@ pub(super) fn connector(
         roots.add_parsable_certificates(certificates);
         if roots.is_empty() {
             let why = match authorities {
-                Some(_) => "there is no certificate of an authority in the file, as PEM",
+                Some(_) => "--store-ca has no certificate of an authority, as PEM",
                 None => {
                     "the system has no authorities who could vouch for the database; --store-ca \
                      names a file of them"
