@@ -62,7 +62,10 @@ impl Run {
         match &step.work {
             Work::Call(call) => u64::from(call.busy && step.state == StepState::Running),
             Work::Wait => u64::from(step.state == StepState::Running && !step.ending),
-            Work::Source(source) => u64::from(matches!(source.phase, Phase::Open(_))),
+            Work::Source(source) => {
+                let open = matches!(source.phase, Phase::Open(_));
+                u64::from(open && step.state == StepState::Running)
+            }
             Work::Each(_) => u64::from(self.flights.of(index)),
         }
     }
